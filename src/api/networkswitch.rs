@@ -1,0 +1,52 @@
+//! Pure: NetworkSwitch, an inventory entry.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// What the owner of the inventory records about the switch. Praetor reads none of it: any field may stand here.
+#[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[kube(
+    group = "azure.com",
+    version = "v1alpha1",
+    kind = "NetworkSwitch",
+    plural = "networkswitches",
+    shortname = "nsw",
+    category = "praetor",
+    namespaced,
+    status = "NetworkSwitchStatus",
+    derive = "PartialEq",
+    derive = "Default",
+    doc = "A switch of the inventory. Its name is the device name under which the agent on it reports; its labels decide which DeviceProcessDeployments reach it.",
+    printcolumn(
+        name = "Connected",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"AgentConnected\")].status",
+        description = "Whether the agent on the switch is reporting"
+    ),
+    printcolumn(name = "Agent", type_ = "string", json_path = ".status.agentVersion", description = "Version of the agent on the switch"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+pub struct NetworkSwitchSpec {
+    /// The owner's fields.
+    #[serde(flatten)]
+    pub fields: BTreeMap<String, Value>,
+}
+
+/// What is known of the agent on the switch. Written by praetor-manager, and only when it changes.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct NetworkSwitchStatus {
+    /// Version that the agent gave of itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent_version: Option<String>,
+    /// AgentConnected: True while the agent reports, False after it has been silent for the staleness window, absent
+    /// when it was never seen.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    pub conditions: Vec<Condition>,
+}
