@@ -1,0 +1,260 @@
+//! Edge: the index behind its lock, shared by everybody.
+//!
+//! One `RwLock`, held for microseconds and never across an await. Whoever changes the index wakes the parked
+//! polls of the devices concerned and tells the rollout controller which deployments to look at.
+
+use super::index::{Changes, Index, Kind, Settings, desired};
+use super::lean::{Key, Text};
+use super::object::Raw;
+use crate::wire::desired::{DesiredItem, DesiredState};
+use crate::wire::etag::ETag;
+use bytes::Bytes;
+use dashmap::DashMap;
+use moka::sync::Cache;
+use parking_lot::RwLock;
+use serde_json::value::RawValue;
+use std::collections::HashSet;
+use std::sync::Arc;
+use tokio::sync::{Notify, mpsc, watch};
+
+/// Most bytes of encoded bodies that are kept.
+const BODY_CACHE_BYTES: u64 = 16 * 1024 * 1024;
+
+/// What is known of a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lookup {
+    /// The first complete lists are not in.
+    NotSynced,
+    /// Nothing names it.
+    Unknown,
+    /// Something names it, or did since the start.
+    Known {
+        /// Entity tag of its desired state.
+        etag: ETag,
+        /// resourceVersion of the last event about it.
+        revision: u64,
+    },
+}
+
+/// The body of an answer, with the validators that belong to it.
+#[derive(Debug, Clone)]
+pub struct Body {
+    /// Entity tag of `bytes`.
+    pub etag: ETag,
+    /// resourceVersion of the last event that `bytes` includes.
+    pub revision: u64,
+    /// A [`DesiredState`] as JSON.
+    pub bytes: Bytes,
+}
+
+/// See the module.
+pub struct Directory {
+    index: RwLock<Index>,
+    /// Devices with parked polls. A poll registers before it looks, so no wake-up is lost.
+    parked: DashMap<Text, Polls>,
+    bodies: Cache<Text, (ETag, Bytes)>,
+    progress: watch::Sender<u64>,
+    dirty: mpsc::UnboundedSender<Key>,
+}
+
+// === impl Directory ===
+
+impl Directory {
+    /// An empty directory, and the deployments that may have something to do as they change. The receiver must
+    /// be drained; what waits in it is bounded by the number of changes.
+    #[must_use]
+    pub fn new(settings: Settings) -> (Arc<Self>, mpsc::UnboundedReceiver<Key>) {
+        let (dirty, deployments) = mpsc::unbounded_channel();
+        let directory = Self {
+            index: RwLock::new(Index::new(settings)),
+            parked: DashMap::new(),
+            bodies: Cache::builder()
+                .max_capacity(BODY_CACHE_BYTES)
+                .weigher(|name: &Text, (_, bytes): &(ETag, Bytes)| {
+                    u32::try_from(name.len() + bytes.len() + 128).unwrap_or(u32::MAX)
+                })
+                .build(),
+            progress: watch::Sender::new(0),
+            dirty,
+        };
+        (Arc::new(directory), deployments)
+    }
+
+    /// Looks at the index. The closure must be short and must not block.
+    pub fn read<R>(&self, look: impl FnOnce(&Index) -> R) -> R {
+        look(&self.index.read())
+    }
+
+    /// What is known of a device; allocates nothing.
+    #[must_use]
+    pub fn lookup(&self, device: &str) -> Lookup {
+        let index = self.index.read();
+        if !index.serves_devices() {
+            return Lookup::NotSynced;
+        }
+        index.device(device).map_or(Lookup::Unknown, |device| Lookup::Known { etag: device.etag, revision: device.revision })
+    }
+
+    /// The body of a device's answer; `None` when the device is unknown.
+    #[must_use]
+    pub fn body(&self, device: &str) -> Option<Body> {
+        let (name, etag, revision, items) = {
+            let index = self.index.read();
+            let known = index.device(device)?;
+            let name: Text = known.processes.first().map_or_else(|| device.into(), |process| process.device.clone());
+            if let Some((etag, bytes)) = self.bodies.get(device).filter(|(etag, _)| *etag == known.etag) {
+                return Some(Body { etag, revision: known.revision, bytes });
+            }
+            let items: Vec<_> = desired(known, index.settings().allow_cross_namespace).cloned().collect();
+            (name, known.etag, known.revision, items)
+        };
+        let items = items.iter().map(|process| DesiredItem {
+            uid: (*process.uid).to_owned(),
+            namespace: (*process.key.namespace).to_owned(),
+            name: (*process.key.name).to_owned(),
+            generation: process.generation,
+            spec: with_device(process),
+            spec_hash: process.spec.hash.to_string(),
+        });
+        let state = DesiredState {
+            device_name: device.to_owned(),
+            heartbeat_interval_seconds: self.index.read().settings().heartbeat_interval_seconds,
+            items: items.collect(),
+        };
+        let bytes = Bytes::from(serde_json::to_vec(&state).unwrap_or_default());
+        self.bodies.insert(name, (etag, bytes.clone()));
+        Some(Body { etag, revision, bytes })
+    }
+
+    /// Returns when the device's entity tag differs from the given one, or the device is unknown.
+    pub async fn changed(&self, device: &str, etag: &ETag) {
+        loop {
+            let parked = Parked::new(self, device);
+            let mut notified = std::pin::pin!(parked.changed.notified());
+            notified.as_mut().enable();
+            match self.lookup(device) {
+                Lookup::Known { etag: now, .. } if now == *etag => notified.await,
+                _ => return,
+            }
+        }
+    }
+
+    /// Whether the watch of DeviceProcesses has shown everything up to a resourceVersion.
+    #[must_use]
+    pub fn synced_through(&self, revision: u64) -> bool {
+        *self.progress.borrow() >= revision
+    }
+
+    /// Returns when [`Directory::synced_through`] a resourceVersion.
+    pub async fn caught_up(&self, revision: u64) {
+        let mut progress = self.progress.subscribe();
+        // The sender lives in self, so this ends only when the condition holds.
+        let _ = progress.wait_for(|progress| *progress >= revision).await;
+    }
+
+    /// Takes in what a watch showed.
+    pub fn apply(&self, kind: Kind, raw: Raw) {
+        self.change(|index| index.apply(kind, raw));
+    }
+
+    /// Takes in a page of a list.
+    pub fn apply_all(&self, kind: Kind, raws: Vec<Raw>) {
+        for raw in raws {
+            // Not advanced: a page says nothing about objects of other pages.
+            self.change(|index| index.list_item(kind, raw));
+        }
+    }
+
+    /// Takes in what a write or a live read returned.
+    pub fn adopt(&self, kind: Kind, raw: Raw) {
+        self.change(|index| index.adopt(kind, raw));
+    }
+
+    /// Takes in a deletion that the watch showed.
+    pub fn delete(&self, kind: Kind, raw: &Raw) {
+        self.change(|index| index.delete(kind, raw.namespace(), raw.name(), raw.revision()));
+    }
+
+    /// The end of a complete list.
+    pub fn finish_list(&self, kind: Kind, listed: &HashSet<Key>, revision: u64) {
+        self.change(|index| index.finish_list(kind, listed, revision));
+    }
+
+    /// Notes how far a watch has come.
+    pub fn advance(&self, kind: Kind, revision: u64) {
+        self.change(|index| {
+            index.advance(kind, revision);
+            Changes::default()
+        });
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Index) -> Changes) {
+        let (changes, progress) = {
+            let mut index = self.index.write();
+            let changes = change(&mut index);
+            (changes, index.progress(Kind::Process))
+        };
+        for device in &changes.devices {
+            if let Some(polls) = self.parked.get(device) {
+                polls.changed.notify_waiters();
+            }
+        }
+        for deployment in changes.deployments {
+            // Fails only when the controller has ended, and then nobody needs it.
+            let _ = self.dirty.send(deployment);
+        }
+        self.progress.send_if_modified(|known| progress > std::mem::replace(known, progress.max(*known)));
+    }
+}
+
+/// The parked polls of one device.
+#[derive(Default)]
+struct Polls {
+    count: usize,
+    changed: Arc<Notify>,
+}
+
+/// One parked poll. A device's entry is forgotten when its last one goes.
+struct Parked<'a> {
+    directory: &'a Directory,
+    device: &'a str,
+    changed: Arc<Notify>,
+}
+
+impl<'a> Parked<'a> {
+    fn new(directory: &'a Directory, device: &'a str) -> Self {
+        let mut polls = directory.parked.entry(device.into()).or_default();
+        polls.count += 1;
+        Self { directory, device, changed: polls.changed.clone() }
+    }
+}
+
+impl Drop for Parked<'_> {
+    fn drop(&mut self) {
+        self.directory.parked.remove_if_mut(self.device, |_, polls| {
+            polls.count -= 1;
+            polls.count == 0
+        });
+    }
+}
+
+/// The spec with its `deviceRef` again.
+fn with_device(process: &super::lean::Process) -> Box<RawValue> {
+    let mut device = serde_json::json!({"name": &*process.device});
+    if !process.device_kind.is_empty() {
+        device["kind"] = (*process.device_kind).into();
+    }
+    if let Some(namespace) = &process.device_namespace {
+        device["namespace"] = (**namespace).into();
+    }
+    let body = process.spec.body.get();
+    let rest = body.strip_prefix('{').unwrap_or("}");
+    let comma = if rest == "}" { "" } else { "," };
+    RawValue::from_string(format!("{{\"deviceRef\":{device}{comma}{rest}")).unwrap_or_else(|_| RawValue::NULL.to_owned())
+}
+
+impl std::fmt::Debug for Directory {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Directory").finish_non_exhaustive()
+    }
+}
