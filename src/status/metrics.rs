@@ -1,0 +1,108 @@
+//! Edge: metrics of status writes and events.
+
+use super::record::Reason;
+use prometheus::{Histogram, HistogramOpts, IntCounterVec, IntGauge, Opts, Registry};
+
+/// Results of a status patch, and the label values that stand for them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PatchResult {
+    /// Written.
+    Ok,
+    /// The object had changed; derived again.
+    Conflict,
+    /// The object is gone.
+    NotFound,
+    /// The apiserver refused the patch itself.
+    Invalid,
+    /// No answer, or the apiserver was busy.
+    Error,
+}
+
+/// See the help texts.
+#[derive(Debug, Clone)]
+pub struct StatusMetrics {
+    /// `praetor_status_patches_total`.
+    pub patches: IntCounterVec,
+    /// `praetor_status_patch_seconds`.
+    pub patch_seconds: Histogram,
+    /// `praetor_status_queue_depth`.
+    pub queue_depth: IntGauge,
+    /// `praetor_status_queue_oldest_seconds`.
+    pub queue_oldest: prometheus::Gauge,
+    /// `praetor_events_total`.
+    pub events: IntCounterVec,
+    /// `praetor_live_reads_total`.
+    pub live_reads: IntCounterVec,
+}
+
+// === impl PatchResult ===
+
+impl PatchResult {
+    const ALL: [Self; 5] = [Self::Ok, Self::Conflict, Self::NotFound, Self::Invalid, Self::Error];
+
+    /// Label value.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Conflict => "conflict",
+            Self::NotFound => "not_found",
+            Self::Invalid => "invalid",
+            Self::Error => "error",
+        }
+    }
+}
+
+// === impl StatusMetrics ===
+
+impl StatusMetrics {
+    /// Registers all of them, every label value at 0.
+    ///
+    /// # Errors
+    /// When one is registered already.
+    pub fn register(registry: &Registry) -> prometheus::Result<Self> {
+        let metrics = Self {
+            patches: IntCounterVec::new(
+                Opts::new("praetor_status_patches_total", "Status patches of DeviceProcesses and NetworkSwitches by result."),
+                &["result"],
+            )?,
+            patch_seconds: Histogram::with_opts(
+                HistogramOpts::new("praetor_status_patch_seconds", "Time from sending a status patch to its answer.")
+                    .buckets(vec![0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0]),
+            )?,
+            queue_depth: IntGauge::new("praetor_status_queue_depth", "Objects whose status waits to be looked at or written.")?,
+            queue_oldest: prometheus::Gauge::new("praetor_status_queue_oldest_seconds", "How long the oldest due status write has waited.")?,
+            events: IntCounterVec::new(
+                Opts::new("praetor_events_total", "Events of DeviceProcesses by reason and result; exists means that it had been written before."),
+                &["reason", "result"],
+            )?,
+            live_reads: IntCounterVec::new(
+                Opts::new("praetor_live_reads_total", "Reads of objects that a report named and the watch had not shown, by result."),
+                &["result"],
+            )?,
+        };
+        for result in PatchResult::ALL {
+            metrics.patches.with_label_values(&[result.as_str()]);
+        }
+        for reason in Reason::ALL {
+            for result in ["ok", "exists", "error", "lost"] {
+                metrics.events.with_label_values(&[reason.as_str(), result]);
+            }
+        }
+        for result in ["found", "gone", "error", "limited"] {
+            metrics.live_reads.with_label_values(&[result]);
+        }
+        registry.register(Box::new(metrics.patches.clone()))?;
+        registry.register(Box::new(metrics.patch_seconds.clone()))?;
+        registry.register(Box::new(metrics.queue_depth.clone()))?;
+        registry.register(Box::new(metrics.queue_oldest.clone()))?;
+        registry.register(Box::new(metrics.events.clone()))?;
+        registry.register(Box::new(metrics.live_reads.clone()))?;
+        Ok(metrics)
+    }
+
+    /// Counts a patch.
+    pub fn patch(&self, result: PatchResult) {
+        self.patches.with_label_values(&[result.as_str()]).inc();
+    }
+}

@@ -1,0 +1,19 @@
+//! What Kubernetes is told about devices and their processes, and when.
+//!
+//! - [`observed`]: one observation, read and checked
+//! - [`record`]: the status, lean
+//! - [`projection`]: status + what is known → next status and its events, or nothing
+//! - [`queue`], [`limiter`]: what waits to be written, and how fast it may be
+//! - [`intake`]: takes reports in and answers them
+//! - [`writer`]: derives patches when they are sent, and sends them
+//! - [`events`]: each transition's event exactly once
+//! - [`metrics`]
+pub mod events;
+pub mod intake;
+pub mod limiter;
+pub mod metrics;
+pub mod observed;
+pub mod projection;
+pub mod queue;
+pub mod record;
+pub mod writer;
