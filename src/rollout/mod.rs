@@ -1,0 +1,18 @@
+//! Brings every matching device to what its deployment says: children, their specs and marks, the deployment's status.
+//!
+//! - [`template`]: what a child should look like, and what differs
+//! - [`tally`]: the status of a deployment: counters and conditions
+//! - [`plan`]: the only place that decides what is to be done, and why
+//! - [`schedule`]: when a deployment is looked at
+//! - [`execute`]: performs a plan
+//! - [`events`]: events on deployments
+//! - [`controller`]: one pass after the other; the leader only
+//! - [`metrics`]: what Prometheus sees of it
+pub mod controller;
+pub mod events;
+pub mod execute;
+pub mod metrics;
+pub mod plan;
+pub mod schedule;
+pub mod tally;
+pub mod template;
