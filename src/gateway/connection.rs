@@ -1,0 +1,274 @@
+//! Edge: one connection: what the sweeper sees of it, and what it tells it.
+
+use super::answer::malformed;
+use super::limits::{Phase, Seen};
+use super::report::Reports;
+use super::service::{Gateway, Session};
+use hyper::server::conn::http1;
+use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
+use std::future::{Future, poll_fn};
+use std::io::{self, IoSlice};
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering::Relaxed};
+use std::task::{Context, Poll, Waker, ready};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// Largest head of a request, and how much of a body is read at a time, bytes.
+const BUFFER_BYTES: usize = 16 * 1024;
+
+const RETIRE: u8 = 1;
+const CUT: u8 = 2;
+
+/// What a connection, its requests and the sweeper tell each other. All but the sweeper run in one task, so
+/// plain loads and stores are enough.
+#[derive(Debug)]
+pub struct State {
+    phase: AtomicU8,
+    requests: AtomicU32,
+    trusted: AtomicBool,
+    stalled: AtomicBool,
+    progress: AtomicU32,
+    aged: AtomicBool,
+    /// The last request was refused, perhaps with its body unread.
+    refused: AtomicBool,
+    order: AtomicU8,
+    waker: Mutex<Option<Waker>>,
+}
+
+/// A stream that tells the state what passes through it.
+struct Wire<T> {
+    stream: T,
+    state: Arc<State>,
+    /// An answer that replaces one of hyper's own, and how much of it is sent.
+    instead: Option<(Vec<u8>, usize)>,
+    shut: bool,
+}
+
+// === impl State ===
+
+impl State {
+    /// A connection on which nothing has come yet. Its first head has as little time as any.
+    #[must_use]
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self {
+            phase: AtomicU8::new(Phase::Head as u8),
+            requests: AtomicU32::new(0),
+            trusted: AtomicBool::new(false),
+            stalled: AtomicBool::new(false),
+            progress: AtomicU32::new(0),
+            aged: AtomicBool::new(false),
+            refused: AtomicBool::new(false),
+            order: AtomicU8::new(0),
+            waker: Mutex::new(None),
+        })
+    }
+
+    /// What the sweeper sees.
+    #[must_use]
+    pub fn seen(&self) -> Seen {
+        let phase = match self.phase.load(Relaxed) {
+            0 => Phase::Idle,
+            1 => Phase::Head,
+            2 => Phase::Busy,
+            _ => Phase::Linger,
+        };
+        Seen {
+            phase,
+            requests: self.requests.load(Relaxed),
+            trusted: self.trusted.load(Relaxed),
+            stalled: self.stalled.load(Relaxed),
+            progress: self.progress.load(Relaxed),
+        }
+    }
+
+    /// The next answer ends the connection.
+    pub fn age(&self) {
+        self.aged.store(true, Relaxed);
+    }
+
+    /// Ends it between two requests: now, or after the answer that is due.
+    pub fn retire(&self) {
+        self.tell(RETIRE);
+    }
+
+    /// Ends it now.
+    pub fn cut(&self) {
+        self.tell(CUT);
+    }
+
+    fn tell(&self, order: u8) {
+        if self.order.fetch_max(order, Relaxed) < order
+            && let Some(waker) = &*self.waker.lock()
+        {
+            waker.wake_by_ref();
+        }
+    }
+
+    /// A request is there.
+    pub(super) fn begin(&self) {
+        self.phase.store(Phase::Busy as u8, Relaxed);
+        self.requests.store(self.requests.load(Relaxed).wrapping_add(1), Relaxed);
+    }
+
+    /// A good token was shown.
+    pub(super) fn trust(&self) {
+        self.trusted.store(true, Relaxed);
+    }
+
+    /// An answer is there; true when it is the last one.
+    pub(super) fn end(&self, status: u16) -> bool {
+        self.phase.store(Phase::Idle as u8, Relaxed);
+        self.refused.store(status >= 400, Relaxed);
+        self.aged.load(Relaxed)
+    }
+}
+
+/// Serves one connection to its end.
+pub async fn run<T, R>(stream: T, gateway: Arc<Gateway<R>>, state: Arc<State>)
+where
+    T: AsyncRead + AsyncWrite + Unpin,
+    R: Reports,
+{
+    let session = Session::new(gateway, state.clone());
+    let wire = Wire { stream, state: state.clone(), instead: None, shut: false };
+    // The sweeper keeps the times: hyper's own timeout for heads would end idle connections, too.
+    let mut builder = http1::Builder::new();
+    builder.header_read_timeout(None).max_buf_size(BUFFER_BYTES);
+    let mut connection = pin!(builder.serve_connection(TokioIo::new(wire), session));
+    let (mut known, mut retired) = (false, false);
+    poll_fn(|cx| {
+        if !known {
+            // The task's waker stays the same for all its life.
+            *state.waker.lock() = Some(cx.waker().clone());
+            known = true;
+        }
+        match state.order.load(Relaxed) {
+            CUT => return Poll::Ready(()),
+            RETIRE if !retired => {
+                retired = true;
+                connection.as_mut().graceful_shutdown();
+            }
+            _ => {}
+        }
+        connection.as_mut().poll(cx).map(|ended| {
+            if let Err(error) = ended {
+                tracing::debug!(%error, "connection ended");
+            }
+        })
+    })
+    .await;
+}
+
+// === impl Wire ===
+
+impl<T: AsyncRead + AsyncWrite + Unpin> Wire<T> {
+    fn note(&self, written: &Poll<io::Result<usize>>) {
+        match written {
+            Poll::Pending => self.state.stalled.store(true, Relaxed),
+            Poll::Ready(_) if self.state.stalled.load(Relaxed) => {
+                self.state.stalled.store(false, Relaxed);
+                self.state.progress.store(self.state.progress.load(Relaxed).wrapping_add(1), Relaxed);
+            }
+            Poll::Ready(_) => {}
+        }
+    }
+
+    /// Sends what replaces an answer of hyper's.
+    fn poll_instead(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while let Some((answer, sent)) = &mut self.instead {
+            if *sent == answer.len() {
+                self.instead = None;
+                break;
+            }
+            let written = Pin::new(&mut self.stream).poll_write(cx, &answer[*sent..]);
+            if let Poll::Ready(Ok(count)) = &written {
+                *sent += count;
+                if *count == 0 {
+                    return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+                }
+            }
+            self.note(&written);
+            ready!(written)?;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Throws away what a refused client still sends: closing with unread bytes would reset the connection, and
+    /// the client might never see the answer.
+    fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.state.phase.store(Phase::Linger as u8, Relaxed);
+        let mut waste = [0; 4096];
+        // Bounded, so that one client that sends without end cannot keep the task busy; the sweeper ends it.
+        for _ in 0..16 {
+            let mut buffer = ReadBuf::new(&mut waste);
+            match ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buffer)) {
+                Ok(()) if !buffer.filled().is_empty() => {}
+                _ => return Poll::Ready(()),
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Wire<T> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+        if buf.filled().len() > before && self.state.phase.load(Relaxed) == Phase::Idle as u8 {
+            self.state.phase.store(Phase::Head as u8, Relaxed);
+        }
+        read
+    }
+}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<T> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        if let Some(answer) = malformed(buf) {
+            self.instead = Some((answer, 0));
+            return Poll::Ready(Ok(buf.len()));
+        }
+        let written = Pin::new(&mut self.stream).poll_write(cx, buf);
+        self.note(&written);
+        written
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        if let Some(first) = bufs.first()
+            && let Some(answer) = malformed(first)
+        {
+            self.instead = Some((answer, 0));
+            return Poll::Ready(Ok(first.len()));
+        }
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        self.note(&written);
+        written
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_instead(cx))?;
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_instead(cx))?;
+        if !self.shut {
+            ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
+            self.shut = true;
+        }
+        if self.state.refused.load(Relaxed) {
+            ready!(self.poll_linger(cx));
+        }
+        Poll::Ready(Ok(()))
+    }
+}
