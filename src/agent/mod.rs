@@ -1,0 +1,24 @@
+//! The device agent: asks the gateway what the device should run, holds it, and reports what it has seen.
+//!
+//! It knows HTTP and files and nothing of Kubernetes. What it decides is in the pure modules, which take `now`
+//! and chance as arguments; the edges only carry bytes.
+//!
+//! - [`arguments`]: flags and environment
+//! - [`cadence`]: when to ask and when to report
+//! - [`holding`]: what the device should run, and which answers may change it
+//! - [`report`]: the bodies of reports
+//! - [`endpoint`]: where a gateway is
+//! - [`client`]: one keep-alive connection to a gateway
+//! - [`state`]: the state file
+//! - [`trouble`]: the log lines about a gateway that does not answer
+//! - [`run`]: the two loops and the signals
+
+pub mod arguments;
+pub mod cadence;
+pub mod client;
+pub mod endpoint;
+pub mod holding;
+pub mod report;
+pub mod run;
+pub mod state;
+pub mod trouble;

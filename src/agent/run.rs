@@ -1,0 +1,349 @@
+//! Edge: the two loops, one that asks and one that reports, and the signals that end them.
+
+use super::arguments::{Settings, Token};
+use super::cadence::{Outcome, Polling, Reporting};
+use super::client::{Client, Incoming, Outgoing};
+use super::holding::{Answer, Change, ChangeKind, Holding, Verdict};
+use super::report::Reporter;
+use super::state::StateFile;
+use super::trouble::Trouble;
+use crate::wire::desired::DesiredState;
+use crate::wire::report::{Rejection, ReportAnswer};
+use crate::wire::{MIN_REVISION_HEADER, REVISION_HEADER, TOKEN_HEADER};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use std::cell::RefCell;
+use std::io::IsTerminal;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::Notify;
+use tokio::time::sleep_until;
+use tracing::{debug, info, warn};
+
+/// Longest body of an answer with desired state: thousands of processes.
+const MAX_DESIRED_BYTES: usize = 16 * 1024 * 1024;
+/// Longest body of any other answer.
+const MAX_ANSWER_BYTES: usize = 256 * 1024;
+/// What an answer may take beyond the time for which it is held back on purpose.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the end waits for a name lookup that is under way; nothing else blocks.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_millis(100);
+
+/// Why the agent could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The operating system refused what every program needs.
+    #[error("cannot start: {0}")]
+    System(#[from] std::io::Error),
+}
+
+/// What both loops share. Single-threaded: no borrow is held across an `.await`.
+struct Shared {
+    settings: Settings,
+    token: RefCell<Token>,
+    holding: RefCell<Holding>,
+    state: RefCell<StateFile>,
+    reporting: RefCell<Reporting>,
+    /// What is to be reported changed, or the interval between reports.
+    wake_report: Notify,
+}
+
+/// Runs until SIGTERM or SIGINT. What the device runs goes on without the agent.
+///
+/// # Errors
+/// Only at the start.
+pub fn run(settings: Settings) -> Result<(), StartError> {
+    log_to_stderr(&settings);
+    // One thread, and one more while a host name is looked up: a device has better things to do with its memory.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(1).build()?;
+    let result = runtime.block_on(serve(settings));
+    runtime.shutdown_timeout(SHUTDOWN_TIMEOUT);
+    result
+}
+
+fn log_to_stderr(settings: &Settings) {
+    let builder = tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_max_level(settings.log_level)
+        .with_target(false)
+        .with_ansi(std::io::stderr().is_terminal());
+    // An error means that a test has set up its own.
+    let _ = if settings.log_json { builder.json().flatten_event(true).try_init() } else { builder.try_init() };
+}
+
+async fn serve(mut settings: Settings) -> Result<(), StartError> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut state = StateFile::new(settings.state_file.clone());
+    let holding = state.load(&settings.device);
+    let reporter = Reporter::new(rand::random());
+    let gateways: Vec<String> = settings.gateways.iter().map(ToString::to_string).collect();
+    info!(
+        version = env!("CARGO_PKG_VERSION"),
+        device = settings.device,
+        gateways = gateways.join(","),
+        boot_id = reporter.boot_id(),
+        held = holding.items().len(),
+        revision = holding.revision(),
+        observe_only = settings.observe_only,
+        "agent started"
+    );
+    if settings.token.value.is_none() {
+        warn!("no device token (--device-token-file, APOLLO_DEVICE_TOKEN): requests carry none");
+    }
+    let shared = Shared {
+        token: RefCell::new(std::mem::replace(&mut settings.token, Token::none())),
+        reporting: RefCell::new(Reporting::new(settings.gateways.len(), holding.heartbeat())),
+        holding: RefCell::new(holding),
+        state: RefCell::new(state),
+        wake_report: Notify::new(),
+        settings,
+    };
+    let saved_revision = shared.holding.borrow().revision();
+    tokio::select! {
+        () = shared.poll() => {}
+        () = shared.report(reporter) => {}
+        name = either(&mut terminate, &mut interrupt) => info!(signal = name, "agent ends; what it holds stays in the state file"),
+    }
+    let holding = shared.holding.borrow();
+    if holding.revision() != saved_revision {
+        shared.state.borrow_mut().save(&holding.record());
+    }
+    Ok(())
+}
+
+async fn either(terminate: &mut Signal, interrupt: &mut Signal) -> &'static str {
+    tokio::select! {
+        _ = terminate.recv() => "SIGTERM",
+        _ = interrupt.recv() => "SIGINT",
+    }
+}
+
+// === impl Shared: what the device should run ===
+
+impl Shared {
+    /// Asks for ever.
+    async fn poll(&self) {
+        let gateways = &self.settings.gateways;
+        let mut polling = Polling::new(Instant::now(), gateways.len());
+        let mut client = Client::default();
+        let mut trouble = Trouble::new("desired");
+        loop {
+            sleep_until(polling.due().into()).await;
+            let ask = polling.ask(Instant::now(), rand::random());
+            let request = self.question(ask.wait_seconds);
+            let answer = client.send(ask.gateway, &gateways[ask.gateway], &request).await;
+            let (outcome, problem) = match answer {
+                Ok(answer) => self.judge(&answer),
+                Err(error) => (failed(None), Some(error.to_string())),
+            };
+            let held = self.holding.borrow().items().len();
+            trouble.note(Instant::now(), &gateways[ask.gateway], problem, held);
+            polling.answered(Instant::now(), outcome, self.holding.borrow().heartbeat(), rand::random());
+        }
+    }
+
+    fn question(&self, wait_seconds: u64) -> Outgoing {
+        let mut holding = self.holding.borrow_mut();
+        let before = holding.asks_afresh();
+        let question = holding.question(Instant::now());
+        if holding.asks_afresh() && !before {
+            warn!("every answer for ten minutes was from the past: the cluster was restored; taking its word");
+        }
+        let wait = if holding.asks_afresh() { 0 } else { wait_seconds };
+        let mut headers = HeaderMap::new();
+        if let Some(etag) = question.etag.and_then(|etag| HeaderValue::try_from(etag).ok()) {
+            headers.insert(header::IF_NONE_MATCH, etag);
+        }
+        if let Some(revision) = question.min_revision {
+            headers.insert(HeaderName::from_static(MIN_REVISION_HEADER), revision.into());
+        }
+        self.outgoing(
+            Method::GET,
+            &format!("desired?waitSeconds={wait}"),
+            headers,
+            Bytes::new(),
+            wait,
+            MAX_DESIRED_BYTES,
+        )
+    }
+
+    /// What an answer means for the next request, and what was wrong with it.
+    fn judge(&self, answer: &Incoming) -> (Outcome, Option<String>) {
+        let retry_after = retry_after(&answer.headers);
+        let revision = text(&answer.headers, REVISION_HEADER).and_then(|revision| revision.parse().ok());
+        let about = match answer.status {
+            StatusCode::OK => match serde_json::from_slice::<DesiredState>(&answer.body) {
+                Ok(state) => Answer::Desired {
+                    etag: text(&answer.headers, header::ETAG.as_str()).map(str::to_owned),
+                    revision,
+                    state,
+                },
+                Err(error) => return (failed(retry_after), Some(format!("the body of 200 is not readable: {error}"))),
+            },
+            StatusCode::NOT_MODIFIED => Answer::NotModified { revision },
+            StatusCode::SERVICE_UNAVAILABLE if retry_after == Some(Duration::from_secs(1)) => Answer::Behind,
+            status => return (failed(retry_after), Some(self.explain(status))),
+        };
+        let mut holding = self.holding.borrow_mut();
+        match holding.received(Instant::now(), unix_seconds(), about) {
+            Verdict::Changed(changes) => {
+                // First on the disk, then in the world.
+                self.state.borrow_mut().save(&holding.record());
+                changes.iter().for_each(tell);
+                info!(held = holding.items().len(), revision = holding.revision(), "desired state taken over");
+                let mut reporting = self.reporting.borrow_mut();
+                reporting.set_heartbeat(holding.heartbeat());
+                if !changes.is_empty() {
+                    reporting.observations_changed();
+                }
+                self.wake_report.notify_one();
+                (Outcome::News, None)
+            }
+            Verdict::Unchanged => (Outcome::Nothing, None),
+            Verdict::Old => (failed(retry_after), Some("the gateway is behind what this device has seen".to_owned())),
+            Verdict::Refused(why) => (failed(retry_after), Some(why.to_owned())),
+        }
+    }
+}
+
+fn tell(change: &Change) {
+    let Change { kind, namespace, name, generation, spec_hash } = change;
+    let what = match kind {
+        ChangeKind::Wanted => "process wanted",
+        ChangeKind::Updated => "process changed",
+        ChangeKind::Dropped => "process no longer wanted",
+        ChangeKind::Returning => "process listed again after it was dropped; taken up if it stays",
+        ChangeKind::Older => "process listed at an older generation; the held one stays",
+    };
+    info!(namespace, name, generation, spec_hash, "{what}");
+}
+
+// === impl Shared: reports ===
+
+impl Shared {
+    /// Reports for ever.
+    async fn report(&self, mut reporter: Reporter) {
+        let gateways = &self.settings.gateways;
+        let mut client = Client::default();
+        let mut trouble = Trouble::new("report");
+        let mut rejected = Vec::new();
+        loop {
+            loop {
+                let due = self.reporting.borrow().due(Instant::now());
+                tokio::select! {
+                    () = sleep_until(due.into()) => break,
+                    () = self.wake_report.notified() => {} // perhaps due earlier now
+                }
+            }
+            let gateway = self.reporting.borrow_mut().start(Instant::now());
+            let bodies = {
+                let holding = self.holding.borrow();
+                let observations: Vec<_> = holding.observations().collect();
+                reporter.bodies(unix_seconds(), &observations)
+            };
+            let mut outcome = Outcome::Nothing;
+            let mut problem = None;
+            let mut refused = Vec::new();
+            for body in bodies.unwrap_or_default() {
+                let mut headers = HeaderMap::new();
+                headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+                let request = self.outgoing(Method::POST, "report", headers, body.into(), 0, MAX_ANSWER_BYTES);
+                let sent = client.send(gateway, &gateways[gateway], &request).await;
+                match sent.map_err(|error| (None, error.to_string())).and_then(|answer| self.acknowledged(&answer)) {
+                    Ok(more) => refused.extend(more),
+                    Err((retry_after, why)) => {
+                        (outcome, problem) = (failed(retry_after), Some(why));
+                        break;
+                    }
+                }
+            }
+            if problem.is_none() && refused != rejected {
+                refused.iter().for_each(|Rejection { namespace, name, reason }| {
+                    warn!(namespace, name, reason, "observation rejected")
+                });
+                rejected = refused;
+            }
+            trouble.note(Instant::now(), &gateways[gateway], problem, self.holding.borrow().items().len());
+            self.reporting.borrow_mut().answered(Instant::now(), outcome, rand::random());
+        }
+    }
+
+    /// What was rejected, or why the report must be repeated and when.
+    fn acknowledged(&self, answer: &Incoming) -> Result<Vec<Rejection>, (Option<Duration>, String)> {
+        let again = |why: String| Err((retry_after(&answer.headers), why));
+        match answer.status {
+            StatusCode::OK => match serde_json::from_slice::<ReportAnswer>(&answer.body) {
+                Ok(ReportAnswer { ack: true, rejected }) => Ok(rejected),
+                Ok(_) => again("the report is not acknowledged".to_owned()),
+                Err(error) => again(format!("the body of 200 is not readable: {error}")),
+            },
+            StatusCode::SERVICE_UNAVAILABLE => again("503: the report is not written yet".to_owned()),
+            status => again(self.explain(status)),
+        }
+    }
+}
+
+// === impl Shared: both ways ===
+
+impl Shared {
+    fn outgoing(
+        &self,
+        method: Method,
+        route: &str,
+        mut headers: HeaderMap,
+        body: Bytes,
+        wait_seconds: u64,
+        max_answer: usize,
+    ) -> Outgoing {
+        headers
+            .insert(header::USER_AGENT, HeaderValue::from_static(concat!("praetor-agent/", env!("CARGO_PKG_VERSION"))));
+        if let Some(token) = &self.token.borrow().value {
+            headers.insert(HeaderName::from_static(TOKEN_HEADER), token.clone());
+        }
+        Outgoing {
+            method,
+            route: format!("v1/devices/{}/{route}", self.settings.device),
+            headers,
+            body,
+            timeout: Duration::from_secs(wait_seconds) + ANSWER_TIMEOUT,
+            max_answer,
+        }
+    }
+
+    /// A status that is neither good nor about desired state, for people. A token that is refused is read again.
+    fn explain(&self, status: StatusCode) -> String {
+        match status {
+            StatusCode::UNAUTHORIZED => {
+                match self.token.borrow_mut().reload() {
+                    Ok(true) => info!("the token's file holds another token now"),
+                    Ok(false) => {}
+                    Err(error) => debug!(%error, "the token's file cannot be read again"),
+                }
+                "401: the gateway refuses this device's token".to_owned()
+            }
+            StatusCode::FORBIDDEN => {
+                "403: the gateway says that none of the reported processes is this device's".to_owned()
+            }
+            StatusCode::NOT_FOUND => "404: the gateway does not know this device".to_owned(),
+            other => other.to_string(),
+        }
+    }
+}
+
+fn failed(retry_after: Option<Duration>) -> Outcome {
+    Outcome::Failed { retry_after }
+}
+
+/// `Retry-After` in seconds; the form with a date is not used by gateways.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    text(headers, header::RETRY_AFTER.as_str())?.parse().ok().map(Duration::from_secs)
+}
+
+fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers.get(name)?.to_str().ok().map(str::trim)
+}
+
+fn unix_seconds() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| i64::try_from(time.as_secs()).unwrap_or(i64::MAX))
+}
