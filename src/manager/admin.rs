@@ -1,0 +1,90 @@
+//! Edge: the admin port: health, metrics, debugging. No device reaches it.
+
+use super::metrics::ManagerMetrics;
+use crate::desired::directory::Directory;
+use crate::desired::index::{Index, Kind};
+use crate::desired::watch::LastEvents;
+use crate::presence::roll::Roll;
+use crate::status::writer::Writer;
+use axum::extract::{Query, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use prometheus::{Registry, TextEncoder};
+use serde::Deserialize;
+use serde_json::json;
+use std::sync::Arc;
+
+/// What the admin port looks at.
+#[derive(Clone)]
+pub struct Admin {
+    /// Everything that is counted.
+    pub registry: Registry,
+    /// What is sampled at each scrape.
+    pub metrics: ManagerMetrics,
+    /// The watch cache.
+    pub directory: Arc<Directory>,
+    /// When the watches last said anything.
+    pub last_events: Arc<LastEvents>,
+    /// Who is there.
+    pub roll: Arc<Roll>,
+    /// What waits to be written.
+    pub writer: Arc<Writer>,
+}
+
+/// The routes.
+pub fn router(admin: Admin) -> Router {
+    Router::new()
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(metrics))
+        .route("/debug/device", get(device))
+        .with_state(admin)
+}
+
+/// Ready once the first lists are in; it stays so while the apiserver is away, since devices are served from
+/// the cache.
+async fn ready(State(admin): State<Admin>) -> Response {
+    let waiting: Vec<&str> = admin.directory.read(|index| Kind::ALL.into_iter().filter(|kind| !index.synced(*kind)).map(Kind::as_str).collect());
+    if waiting.is_empty() {
+        return "ok\n".into_response();
+    }
+    (StatusCode::SERVICE_UNAVAILABLE, format!("waiting for the first list of {}\n", waiting.join(", "))).into_response()
+}
+
+async fn metrics(State(admin): State<Admin>) -> Response {
+    admin.writer.sample();
+    admin.metrics.sample(Some(&admin.directory), Some(&admin.last_events));
+    match TextEncoder::new().encode_to_string(&admin.registry.gather()) {
+        Ok(text) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}
+
+#[derive(Deserialize)]
+struct DeviceQuery {
+    name: String,
+}
+
+/// What this replica believes of one device.
+async fn device(State(admin): State<Admin>, Query(query): Query<DeviceQuery>) -> Response {
+    let view = admin.directory.read(|index: &Index| {
+        let device = index.device(&query.name)?;
+        let cross = index.settings().allow_cross_namespace;
+        let processes = device.processes.iter().map(|process| {
+            json!({
+                "namespace": &*process.key.namespace, "name": &*process.key.name, "specHash": process.spec.hash.to_string(),
+                "counts": device.counts(&process.key.namespace, cross), "deleting": process.deleting,
+                "writePending": admin.writer.is_pending(Kind::Process, &process.key), "status": process.status.write(),
+            })
+        });
+        Some(json!({
+            "device": query.name, "agent": format!("{:?}", admin.roll.judge(&query.name)),
+            "etag": format!("{:?}", device.etag), "revision": device.revision, "watchRevision": index.progress(Kind::Process),
+            "switches": device.switches.iter().map(|switch| format!("{}/{}", switch.key.namespace, switch.key.name)).collect::<Vec<_>>(),
+            "processes": processes.collect::<Vec<_>>(),
+        }))
+    });
+    view.map_or_else(|| (StatusCode::NOT_FOUND, "no such device\n").into_response(), |view| Json(view).into_response())
+}
