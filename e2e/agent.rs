@@ -1,0 +1,540 @@
+//! The agent as a process against a scripted gateway: every sentence of the contract about the agent that can be
+//! seen from outside.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test may fail")]
+
+use std::collections::HashMap;
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+const DEVICE: &str = "tor1-01";
+const TOKEN: &str = "5bdcc146bf60754e6a042426089575c7";
+/// Longest time that anything is waited for.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+// === The scripted gateway ===
+
+#[derive(Debug, Clone)]
+struct Seen {
+    at: Instant,
+    method: String,
+    path: String,
+    headers: HashMap<String, String>,
+    body: serde_json::Value,
+}
+
+impl Seen {
+    fn is_get(&self) -> bool {
+        self.method == "GET"
+    }
+
+    fn wait_seconds(&self) -> u64 {
+        self.path.rsplit_once("waitSeconds=").unwrap().1.parse().unwrap()
+    }
+
+    fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).map(String::as_str)
+    }
+
+    /// `name@hash` of every observation of a report.
+    fn observations(&self) -> Vec<String> {
+        let text = |o: &serde_json::Value, key: &str| o[key].as_str().unwrap().to_owned();
+        self.body["observations"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|o| format!("{}@{}", text(o, "name"), text(o, "observedSpecHash")))
+            .collect()
+    }
+}
+
+enum Reply {
+    Answer(String),
+    /// Until the script changes; then the new script is asked.
+    Park,
+    HangUp,
+}
+
+type BoxedReply = Box<dyn Fn() -> Reply + Send + Sync>;
+type Script = Arc<dyn Fn(&Seen) -> Reply + Send + Sync>;
+
+#[derive(Clone)]
+struct Gateway {
+    port: u16,
+    seen: Arc<Mutex<Vec<Seen>>>,
+    script: Arc<(Mutex<(u64, Script)>, Condvar)>,
+}
+
+impl Gateway {
+    fn start(script: impl Fn(&Seen) -> Reply + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let gateway = Self {
+            port: listener.local_addr().unwrap().port(),
+            seen: Arc::default(),
+            script: Arc::new((Mutex::new((0, Arc::new(script))), Condvar::new())),
+        };
+        let server = gateway.clone();
+        // Ends with the test's process.
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let server = server.clone();
+                thread::spawn(move || server.serve(stream.unwrap()));
+            }
+        });
+        gateway
+    }
+
+    fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    fn play(&self, script: impl Fn(&Seen) -> Reply + Send + Sync + 'static) {
+        let mut current = self.script.0.lock().unwrap();
+        *current = (current.0 + 1, Arc::new(script));
+        self.script.1.notify_all();
+    }
+
+    fn serve(&self, stream: TcpStream) -> Option<()> {
+        let mut reader = BufReader::new(stream.try_clone().unwrap());
+        let mut writer = stream;
+        loop {
+            let seen = read_request(&mut reader)?;
+            self.seen.lock().unwrap().push(seen.clone());
+            loop {
+                let (number, script) = self.script.0.lock().unwrap().clone();
+                match script(&seen) {
+                    Reply::Answer(text) => {
+                        writer.write_all(text.as_bytes()).ok()?;
+                        break;
+                    }
+                    Reply::HangUp => return None,
+                    Reply::Park => drop(self.script.1.wait_while(self.script.0.lock().unwrap(), |s| s.0 == number)),
+                }
+            }
+        }
+    }
+
+    fn all(&self) -> Vec<Seen> {
+        self.seen.lock().unwrap().clone()
+    }
+
+    fn gets(&self) -> Vec<Seen> {
+        self.all().into_iter().filter(Seen::is_get).collect()
+    }
+
+    fn reports(&self) -> Vec<Seen> {
+        self.all().into_iter().filter(|s| !s.is_get()).collect()
+    }
+
+    /// Waits for a report with exactly these observations, later than `after`.
+    fn await_report(&self, after: Instant, observations: &[&str]) -> Seen {
+        await_some(&format!("a report of {observations:?}"), || {
+            self.reports().into_iter().find(|r| r.at > after && r.observations() == observations)
+        })
+    }
+}
+
+fn read_request(reader: &mut impl BufRead) -> Option<Seen> {
+    let mut line = || -> Option<String> {
+        let mut line = String::new();
+        (reader.read_line(&mut line).ok()? > 0).then(|| line.trim_end().to_owned())
+    };
+    let first = line()?;
+    let at = Instant::now();
+    let mut words = first.split(' ');
+    let (method, path) = (words.next()?.to_owned(), words.next()?.to_owned());
+    let mut headers = HashMap::new();
+    loop {
+        let line = line()?;
+        let Some((name, value)) = line.split_once(": ") else { break };
+        headers.insert(name.to_ascii_lowercase(), value.to_owned());
+    }
+    let mut body = vec![0; headers.get("content-length").map_or(0, |n| n.parse().unwrap())];
+    reader.read_exact(&mut body).ok()?;
+    Some(Seen { at, method, path, headers, body: serde_json::from_slice(&body).unwrap_or_default() })
+}
+
+fn answer(status: u16, headers: &str, body: &str) -> Reply {
+    Reply::Answer(format!("HTTP/1.1 {status} X\r\n{headers}Content-Length: {}\r\n\r\n{body}", body.len()))
+}
+
+fn ack() -> Reply {
+    answer(200, "", r#"{"ack":true}"#)
+}
+
+/// A truthful gateway: `items` are (name, generation), `H` is the heartbeat, seconds.
+fn desired(
+    heartbeat: u64,
+    revision: u64,
+    items: &[(&str, i64)],
+) -> impl Fn(&Seen) -> Reply + Clone + Send + Sync + 'static {
+    let list: Vec<String> = items
+        .iter()
+        .map(|(name, g)| {
+            format!(r#"{{"uid":"uid-{name}","namespace":"infra","name":"{name}","generation":{g},"spec":{{"g":{g}}},"specHash":"sha256:{g}"}}"#)
+        })
+        .collect();
+    let body =
+        format!(r#"{{"deviceName":"{DEVICE}","heartbeatIntervalSeconds":{heartbeat},"items":[{}]}}"#, list.join(","));
+    let etag =
+        format!("\"{heartbeat}-{}\"", items.iter().map(|(n, g)| format!("{n}{g}")).collect::<Vec<_>>().join("-"));
+    move |seen| match seen.header("if-none-match") {
+        _ if !seen.is_get() => ack(),
+        Some(tag) if tag == etag && seen.wait_seconds() > 0 => Reply::Park,
+        Some(tag) if tag == etag => answer(304, &format!("ETag: {etag}\r\nX-Praetor-Revision: {revision}\r\n"), ""),
+        _ => answer(200, &format!("ETag: {etag}\r\nX-Praetor-Revision: {revision}\r\n"), &body),
+    }
+}
+
+/// Reports are acknowledged; GETs get `reply`.
+fn only_reports(reply: impl Fn() -> Reply + Send + Sync + 'static) -> impl Fn(&Seen) -> Reply + Send + Sync + 'static {
+    move |seen| if seen.is_get() { reply() } else { ack() }
+}
+
+#[allow(clippy::disallowed_methods, reason = "a pause between two looks, with a deadline")]
+fn await_some<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = condition() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "waited in vain for {what}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn await_true(what: &str, mut condition: impl FnMut() -> bool) {
+    await_some(what, || condition().then_some(()));
+}
+
+// === The agent ===
+
+struct Agent {
+    child: Child,
+    log: Arc<Mutex<String>>,
+}
+
+fn command() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_praetor-agent"));
+    command.env_clear().stdin(Stdio::null());
+    command
+}
+
+impl Agent {
+    /// Everything by environment variables, as a unit file would.
+    fn start(urls: &str, state: &Path, token: Option<&str>) -> Self {
+        let mut command = command();
+        command.env("APOLLO_DEVICE_NAME", DEVICE).env("APOLLO_GATEWAY_URL", urls).env("APOLLO_AGENT_STATE_FILE", state);
+        command.env("APOLLO_DEVICE_TOKEN", token.unwrap_or(""));
+        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+        let log = Arc::<Mutex<String>>::default();
+        let (mut stderr, sink) = (child.stderr.take().unwrap(), Arc::clone(&log));
+        thread::spawn(move || {
+            let mut chunk = [0; 4096];
+            while let Ok(n @ 1..) = stderr.read(&mut chunk) {
+                sink.lock().unwrap().push_str(&String::from_utf8_lossy(&chunk[..n]));
+            }
+        });
+        Self { child, log }
+    }
+
+    fn log(&self) -> String {
+        self.log.lock().unwrap().clone()
+    }
+
+    fn signal(&self, name: &str) {
+        assert!(Command::new("kill").args([name, &self.child.id().to_string()]).status().unwrap().success());
+    }
+
+    /// Sends a signal and waits for the end.
+    fn end(mut self, name: &str) -> (ExitStatus, Duration, String) {
+        let start = Instant::now();
+        self.signal(name);
+        let status = await_some("the end of the agent", || self.child.try_wait().unwrap());
+        let took = start.elapsed();
+        // The reader of the log sees the end a moment later.
+        if name != "-KILL" {
+            await_true("the last line", || self.log().contains("agent ends"));
+        }
+        (status, took, self.log())
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn folder() -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let state = folder.path().join("agent/state.json");
+    (folder, state)
+}
+
+// === Tests ===
+
+#[test]
+fn what_is_missing_or_wrong_is_one_line_and_exit_code_1() {
+    let good = [("APOLLO_DEVICE_NAME", DEVICE), ("APOLLO_GATEWAY_URL", "http://127.0.0.1:1")];
+    for (change, parts) in [
+        (("APOLLO_DEVICE_NAME", ""), ["--device-name", "APOLLO_DEVICE_NAME"]),
+        (("APOLLO_GATEWAY_URL", ""), ["--gateway-url", "APOLLO_GATEWAY_URL"]),
+        (("APOLLO_GATEWAY_URL", ","), ["--gateway-url", "APOLLO_GATEWAY_URL"]),
+        (("APOLLO_DEVICE_NAME", "Tor1"), ["\"Tor1\"", "--device-name"]),
+        (("APOLLO_GATEWAY_URL", "127.0.0.1:8080"), ["--gateway-url", "expected http://"]),
+        (("APOLLO_GATEWAY_URL", "http://gw,https://gw"), ["URL 2", "https is not supported"]),
+        (("APOLLO_DEVICE_TOKEN_FILE", "/nowhere/token"), ["--device-token-file", "/nowhere/token"]),
+    ] {
+        let output = command().envs(good).env(change.0, change.1).output().unwrap();
+        let line = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{line}");
+        assert_eq!(line.lines().count(), 1, "{line}");
+        assert!(parts.iter().all(|part| line.contains(part)), "{line}");
+    }
+    let version = command().arg("--version").output().unwrap();
+    assert_eq!(String::from_utf8(version.stdout).unwrap(), format!("praetor-agent {}\n", env!("CARGO_PKG_VERSION")));
+    let help = command().arg("--help").env("APOLLO_DEVICE_TOKEN", TOKEN).output().unwrap();
+    let help = String::from_utf8(help.stdout).unwrap();
+    for name in [
+        "APOLLO_DEVICE_NAME",
+        "APOLLO_GATEWAY_URL",
+        "APOLLO_DEVICE_TOKEN",
+        "APOLLO_DEVICE_TOKEN_FILE",
+        "APOLLO_AGENT_STATE_FILE",
+        "--observe-only",
+    ] {
+        assert!(help.contains(name), "{help}");
+    }
+    assert!(!help.contains(TOKEN));
+}
+
+#[test]
+fn the_way_of_one_process() {
+    let gateway = Gateway::start(desired(2, 10, &[("a", 1)]));
+    let (_folder, state) = folder();
+    let start = Instant::now();
+    let agent = Agent::start(&gateway.url(), &state, Some(TOKEN));
+
+    // The first GET and the first report at once; what was learned is reported at once, too.
+    let told = gateway.await_report(start, &["a@sha256:1"]);
+    let (gets, reports) = (gateway.gets(), gateway.reports());
+    assert_eq!(
+        (gets[0].path.as_str(), gets[0].header("if-none-match")),
+        ("/v1/devices/tor1-01/desired?waitSeconds=0", None)
+    );
+    assert_eq!(reports[0].path, "/v1/devices/tor1-01/report");
+    assert!(gateway.all().iter().all(|s| s.header("x-device-token") == Some(TOKEN)));
+    assert!(told.at - gets[0].at < Duration::from_secs(1));
+    assert!(reports[0].at.max(gets[0].at) - reports[0].at.min(gets[0].at) < Duration::from_secs(1));
+    let keys: Vec<_> = told.body["observations"][0].as_object().unwrap().keys().cloned().collect();
+    assert_eq!(keys, ["name", "namespace", "observedSpecHash"], "nothing is claimed about a process");
+
+    // Then a long-poll, a second later, with what is known.
+    let poll = await_some("a long-poll", || gateway.gets().get(1).cloned());
+    assert!((25..=35).contains(&poll.wait_seconds()) && poll.at - gets[0].at >= Duration::from_millis(700));
+    assert_eq!((poll.header("if-none-match"), poll.header("x-praetor-min-revision")), (Some("\"2-a1\""), Some("10")));
+
+    // Reports repeat everything each H, in one order.
+    await_true("four reports", || gateway.reports().len() >= 4);
+    let reports = gateway.reports();
+    let gap = reports[3].at - reports[2].at;
+    assert!(gap > Duration::from_millis(1500) && gap < Duration::from_millis(3500), "{gap:?}");
+    let boot_id = reports[0].body["bootId"].as_str().unwrap();
+    assert_eq!(boot_id.len(), 32);
+    for (i, report) in reports.iter().enumerate() {
+        assert_eq!(
+            (report.body["bootId"].as_str(), report.body["sequence"].as_u64()),
+            (Some(boot_id), Some(i as u64 + 1))
+        );
+        assert_eq!(report.body["agentVersion"], env!("CARGO_PKG_VERSION"));
+    }
+
+    // A change ends the long-poll and is reported at once.
+    let edit = Instant::now();
+    gateway.play(desired(2, 11, &[("a", 2), ("b", 1)]));
+    let told = gateway.await_report(edit, &["a@sha256:2", "b@sha256:1"]);
+    assert!(told.at - edit < Duration::from_secs(1), "{:?}", told.at - edit);
+    assert!(gateway.gets().len() <= 3, "one answer for one change, and the next long-poll");
+
+    let (status, took, log) = agent.end("-TERM");
+    assert_eq!(status.code(), Some(0));
+    assert!(took < Duration::from_secs(1), "{took:?}");
+    assert!(!log.contains(TOKEN) && !log.contains("WARN"), "{log}");
+}
+
+#[test]
+fn nothing_is_dropped_but_by_a_list_that_lacks_it() {
+    let gateway = Gateway::start(desired(1, 10, &[("a", 3), ("b", 1)]));
+    let (_folder, state) = folder();
+    let start = Instant::now();
+    let agent = Agent::start(&gateway.url(), &state, Some(TOKEN));
+    let all = ["a@sha256:3", "b@sha256:1"];
+    gateway.await_report(start, &all);
+    let other = r#"{"deviceName":"other","heartbeatIntervalSeconds":1,"items":[]}"#;
+    let replies: Vec<(&str, BoxedReply)> = vec![
+        ("401", Box::new(|| answer(401, "", "{}"))),
+        ("404", Box::new(|| answer(404, "", "{}"))),
+        ("500", Box::new(|| answer(500, "", "{}"))),
+        ("connection broke", Box::new(|| Reply::HangUp)),
+        ("not readable", Box::new(|| answer(200, "ETag: \"x\"\r\nX-Praetor-Revision: 90\r\n", "{\"items\":[]}"))),
+        ("another device", Box::new(move || answer(200, "ETag: \"x\"\r\nX-Praetor-Revision: 90\r\n", other))),
+        ("behind", Box::new(|| answer(503, "Retry-After: 1\r\n", "{}"))),
+    ];
+    let mut expected = 0;
+    for (log, reply) in replies {
+        expected += 1;
+        gateway.play(only_reports(reply));
+        await_true(log, || agent.log().lines().filter(|l| l.contains("WARN") && l.contains(log)).count() == 1);
+    }
+    // From the past: a lower revision, with a list that lacks everything.
+    gateway.play(desired(1, 9, &[]));
+    await_true("an old answer", || {
+        gateway.gets().iter().filter(|g| g.header("x-praetor-min-revision") == Some("10")).count() > expected
+    });
+    gateway.await_report(Instant::now(), &all);
+    // A current list at a lower generation: that is ignored, the absence is not.
+    let now = Instant::now();
+    gateway.play(desired(1, 11, &[("a", 2)]));
+    gateway.await_report(now, &["a@sha256:3"]);
+    assert!(agent.log().contains("the gateway answers again"), "{}", agent.log());
+    // What was dropped does not return within a minute.
+    gateway.play(desired(1, 12, &[("a", 3), ("b", 1)]));
+    await_true("a line about the return", || agent.log().contains("listed again"));
+    let now = Instant::now();
+    gateway.await_report(now, &["a@sha256:3"]);
+    let between = gateway.reports().into_iter().filter(|r| r.at > start + Duration::from_secs(1));
+    assert!(between.into_iter().all(|r| r.observations()[0] == "a@sha256:3"));
+}
+
+#[test]
+fn the_state_file_outlives_the_agent() {
+    let gateway = Gateway::start(desired(1, 10, &[("a", 1)]));
+    let (folder, state) = folder();
+    let start = Instant::now();
+    let agent = Agent::start(&gateway.url(), &state, Some(TOKEN));
+    gateway.await_report(start, &["a@sha256:1"]);
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode(&state), mode(state.parent().unwrap())), (0o600, 0o700));
+    agent.end("-KILL");
+    assert!(!fs::read_to_string(&state).unwrap().contains(TOKEN));
+
+    // As after a crash in the middle of a write, with a gateway that refuses everything but reports.
+    fs::write(state.with_file_name("state.json.new"), "{\"deviceNa").unwrap();
+    gateway.play(only_reports(|| answer(401, "", "{}")));
+    let restart = Instant::now();
+    let agent = Agent::start(&gateway.url(), &state, Some(TOKEN));
+    gateway.await_report(restart, &["a@sha256:1"]);
+    let get = await_some("a GET", || gateway.gets().into_iter().find(|g| g.at > restart));
+    assert_eq!((get.header("if-none-match"), get.header("x-praetor-min-revision")), (Some("\"1-a1\""), Some("10")));
+    let boots: std::collections::HashSet<_> = gateway.reports().iter().map(|r| r.body["bootId"].to_string()).collect();
+    assert_eq!(boots.len(), 2);
+    agent.end("-KILL");
+
+    // A corrupt file is set aside, and the agent starts with nothing.
+    fs::write(&state, "{\"deviceName\":\"tor1-01\",\"items\":[{").unwrap();
+    gateway.play(desired(1, 10, &[("a", 1)]));
+    let restart = Instant::now();
+    let agent = Agent::start(&gateway.url(), &state, Some(TOKEN));
+    gateway.await_report(restart, &["a@sha256:1"]);
+    let get = gateway.gets().into_iter().find(|g| g.at > restart).unwrap();
+    assert_eq!((get.header("if-none-match"), get.header("x-praetor-min-revision")), (None, None));
+    assert!(state.with_file_name("state.json.corrupt").exists());
+    assert_eq!(agent.log().lines().filter(|l| l.contains("set aside")).count(), 1);
+    agent.end("-TERM");
+
+    // A path that cannot be written: one warning, and from memory.
+    let blocked = folder.path().join("file");
+    fs::write(&blocked, "").unwrap();
+    let restart = Instant::now();
+    let agent = Agent::start(&gateway.url(), &blocked.join("state.json"), Some(TOKEN));
+    gateway.await_report(restart, &["a@sha256:1"]);
+    gateway.play(desired(1, 11, &[("a", 2)]));
+    gateway.await_report(restart, &["a@sha256:2"]);
+    let (_, _, log) = agent.end("-TERM");
+    assert_eq!(log.lines().filter(|l| l.contains("running from memory")).count(), 1, "{log}");
+}
+
+#[test]
+fn the_next_gateway_is_asked_after_one_failure() {
+    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let gateway = Gateway::start(desired(1, 10, &[("a", 1)]));
+    let (_folder, state) = folder();
+    let start = Instant::now();
+    let agent = Agent::start(&format!("http://{closed}, {}/", gateway.url()), &state, None);
+    let told = gateway.await_report(start, &["a@sha256:1"]);
+    assert!(told.at - start < Duration::from_secs(3), "{:?}", told.at - start);
+    assert!(gateway.all().iter().all(|s| s.header("x-device-token").is_none()));
+    await_true("more reports at the gateway that works", || gateway.reports().len() > 3);
+    let (_, _, log) = agent.end("-INT");
+    assert_eq!(log.lines().filter(|l| l.contains("no device token")).count(), 1, "{log}");
+    assert_eq!(log.lines().filter(|l| l.contains("Connection refused")).count(), 2, "once for each loop: {log}");
+}
+
+#[test]
+fn retry_after_is_obeyed_and_a_server_without_long_poll_is_spared() {
+    let polite = Gateway::start(|_| answer(503, "Retry-After: 3\r\n", "{}"));
+    let hasty = Gateway::start(|seen| {
+        let heartbeat = desired(1, 10, &[]);
+        match seen.header("if-none-match") {
+            Some(tag) if seen.is_get() => answer(304, &format!("ETag: {tag}\r\n"), ""),
+            _ => heartbeat(seen),
+        }
+    });
+    let (_folder, state) = folder();
+    let agents = [
+        Agent::start(&polite.url(), &state, None),
+        Agent::start(&hasty.url(), &state.with_file_name("other.json"), None),
+    ];
+    await_true("two GETs and two reports", || polite.gets().len() > 1 && polite.reports().len() > 1);
+    for seen in [polite.gets(), polite.reports()] {
+        let gap = seen[1].at - seen[0].at;
+        assert!(gap >= Duration::from_secs(3) && gap < Duration::from_secs(5), "{gap:?}");
+    }
+    // 200, a second later 304 at once instead of a long-poll, and then 5 s of peace.
+    await_true("three GETs", || hasty.gets().len() > 2);
+    let gaps: Vec<_> = hasty.gets().windows(2).map(|w| w[1].at - w[0].at).collect();
+    assert!(
+        gaps[0] < Duration::from_secs(3) && gaps[1] >= Duration::from_millis(4500) && gaps[1] < Duration::from_secs(8),
+        "{gaps:?}"
+    );
+    assert!(hasty.reports().len() >= 4, "reports have a timer of their own");
+    drop(agents);
+}
+
+#[test]
+fn sigterm_ends_it_within_a_second_whatever_it_is_doing() {
+    // Neither answers; the second does not even accept.
+    let silent = Gateway::start(|_| Reply::Park);
+    let deaf = TcpListener::bind("127.0.0.1:0").unwrap();
+    for url in [silent.url(), format!("http://{}", deaf.local_addr().unwrap()), "http://127.0.0.1:1".to_owned()] {
+        let (_folder, state) = folder();
+        let agent = Agent::start(&url, &state, None);
+        await_true("the start", || agent.log().contains("agent started"));
+        let (status, took, log) = agent.end("-TERM");
+        assert_eq!(status.code(), Some(0), "{log}");
+        assert!(took < Duration::from_secs(1), "{took:?}");
+    }
+}
+
+#[test]
+fn the_highest_revision_is_kept_across_an_orderly_end() {
+    let gateway = Gateway::start(desired(1, 10, &[("a", 1)]));
+    let (_folder, state) = folder();
+    let start = Instant::now();
+    let agent = Agent::start(&gateway.url(), &state, None);
+    gateway.await_report(start, &["a@sha256:1"]);
+    await_true("a long-poll", || gateway.gets().len() > 1);
+    gateway.play(only_reports(|| answer(304, "ETag: \"1-a1\"\r\nX-Praetor-Revision: 77\r\n", "")));
+    await_true("another GET", || gateway.gets().iter().any(|g| g.header("x-praetor-min-revision") == Some("77")));
+    agent.end("-TERM");
+    let saved: serde_json::Value = serde_json::from_slice(&fs::read(&state).unwrap()).unwrap();
+    assert_eq!((saved["revision"].as_u64(), saved["etag"].as_str()), (Some(77), Some("\"1-a1\"")));
+}

@@ -1,0 +1,214 @@
+//! Everything that the cluster showed while a test ran: each version of each Praetor object, each Event, with times.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use futures::StreamExt as _;
+use kube::api::{Api, DynamicObject};
+use kube::runtime::{WatchStreamExt as _, watcher};
+use serde_json::Value;
+use tokio::task::JoinHandle;
+
+use super::cluster::Kind;
+use super::controlplane::ControlPlane;
+use super::wait::wait_for;
+
+const KINDS: [Kind; 4] = [Kind::Switch, Kind::Process, Kind::Deployment, Kind::Event];
+
+/// One version of one object.
+#[derive(Debug, Clone)]
+pub struct Seen {
+    /// When the watch delivered it.
+    pub at: Instant,
+    /// Its kind.
+    pub kind: Kind,
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Whether this is its end.
+    pub deleted: bool,
+    /// Whether it was there when the recorder started.
+    pub initial: bool,
+    /// The whole object.
+    pub object: Value,
+}
+
+/// One Event.
+#[derive(Debug, Clone)]
+pub struct EventSeen {
+    /// When the watch delivered it.
+    pub at: Instant,
+    /// The Event's own name.
+    pub name: String,
+    /// The namespace of the object it is about.
+    pub namespace: String,
+    /// The name of the object it is about.
+    pub object: String,
+    /// Why.
+    pub reason: String,
+    /// `Normal` or `Warning`.
+    pub kind: String,
+    /// The human sentence.
+    pub note: String,
+    /// What of it was seen last.
+    pub raw: Value,
+}
+
+#[derive(Default)]
+struct History {
+    seen: Vec<Seen>,
+    /// The version seen last by kind and uid: a re-list repeats what is known.
+    versions: HashMap<(Kind, String), String>,
+    ready: usize,
+}
+
+/// Watches in the background, as admin, from its start until it is dropped. It sees every version, unless its watch
+/// breaks and the apiserver has forgotten where it was: then only the latest.
+pub struct Recorder {
+    history: Arc<Mutex<History>>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Drop for Recorder {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(JoinHandle::abort);
+    }
+}
+
+impl Recorder {
+    /// Starts it and returns when what exists has been read: whatever happens after this call is recorded.
+    pub async fn start(plane: &ControlPlane) -> Self {
+        let history = Arc::new(Mutex::new(History::default()));
+        let client = plane.client().await;
+        let tasks = KINDS.map(|kind| {
+            let api: Api<DynamicObject> = Api::all_with(client.clone(), &kind.resource());
+            tokio::spawn(record(kind, api, history.clone()))
+        });
+        let recorder = Self { history, tasks: tasks.into() };
+        wait_for(Duration::from_secs(30), "the recorder's first lists", async || {
+            let ready = recorder.history.lock().unwrap().ready;
+            if ready == KINDS.len() { Ok(()) } else { Err(format!("{ready} of {}", KINDS.len())) }
+        })
+        .await;
+        recorder
+    }
+
+    /// Every version of one object since the start, oldest first; its state at the start is not among them.
+    pub fn history(&self, kind: Kind, namespace: &str, name: &str) -> Vec<Seen> {
+        self.all().into_iter().filter(|s| !s.initial && s.kind == kind && s.namespace == namespace && s.name == name).collect()
+    }
+
+    /// How many times one object was written since the start (its creation and its end count).
+    pub fn writes(&self, kind: Kind, namespace: &str, name: &str) -> usize {
+        self.history(kind, namespace, name).len()
+    }
+
+    /// Everything of one kind since the start.
+    pub fn of_kind(&self, kind: Kind) -> Vec<Seen> {
+        self.all().into_iter().filter(|s| !s.initial && s.kind == kind).collect()
+    }
+
+    /// Everything, with what was there at the start.
+    pub fn all(&self) -> Vec<Seen> {
+        self.history.lock().unwrap().seen.clone()
+    }
+
+    /// Events since the start with this reason (empty: any) about objects of this name (empty: any), each once.
+    pub fn events(&self, reason: &str, object: &str) -> Vec<EventSeen> {
+        let mut events: Vec<EventSeen> = Vec::new();
+        for seen in self.of_kind(Kind::Event).into_iter().filter(|s| !s.deleted) {
+            let event = EventSeen::read(seen);
+            let known = events.iter_mut().find(|e| e.name == event.name && e.namespace == event.namespace);
+            if let Some(known) = known {
+                known.raw = event.raw;
+            } else if (reason.is_empty() || event.reason == reason) && (object.is_empty() || event.object == object) {
+                events.push(event);
+            }
+        }
+        events
+    }
+
+    /// The first moment since the start at which the condition held for a version of the object.
+    pub fn first(&self, kind: Kind, namespace: &str, name: &str, holds: impl Fn(&Value) -> bool) -> Option<Instant> {
+        self.history(kind, namespace, name).into_iter().find(|s| !s.deleted && holds(&s.object)).map(|s| s.at)
+    }
+
+    /// Waits for that moment.
+    #[track_caller]
+    pub fn wait_first(
+        &self, kind: Kind, namespace: &str, name: &str, deadline: Duration, what: &str, holds: impl Fn(&Value) -> bool,
+    ) -> impl Future<Output = Instant> {
+        let (namespace, name) = (namespace.to_owned(), name.to_owned());
+        wait_for(deadline, format!("{kind:?} {namespace}/{name}: {what}"), async move || {
+            let last = || self.history(kind, &namespace, &name).pop().map_or_else(|| "no version seen".into(), |s| format!("{:#}", s.object));
+            self.first(kind, &namespace, &name, &holds).ok_or_else(last)
+        })
+    }
+
+    /// Waits until there are at least `count` such events (see [`Self::events`]) and returns them.
+    #[track_caller]
+    pub fn wait_events(&self, reason: &str, object: &str, count: usize, deadline: Duration) -> impl Future<Output = Vec<EventSeen>> {
+        let (reason, object) = (reason.to_owned(), object.to_owned());
+        wait_for(deadline, format!("{count} events {reason} about {object}"), async move || {
+            let events = self.events(&reason, &object);
+            if events.len() >= count {
+                return Ok(events);
+            }
+            let all: Vec<String> = self.events("", &object).into_iter().map(|e| format!("{} {}", e.reason, e.note)).collect();
+            Err(format!("{} of them; all about it: {all:?}", events.len()))
+        })
+    }
+}
+
+impl EventSeen {
+    fn read(seen: Seen) -> Self {
+        let text = |pointer: &str| seen.object.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
+        Self {
+            at: seen.at,
+            namespace: text("/regarding/namespace"),
+            object: text("/regarding/name"),
+            reason: text("/reason"),
+            kind: text("/type"),
+            note: text("/note"),
+            name: seen.name.clone(),
+            raw: seen.object,
+        }
+    }
+}
+
+async fn record(kind: Kind, api: Api<DynamicObject>, history: Arc<Mutex<History>>) {
+    let config = watcher::Config::default().timeout(60);
+    let mut events = watcher(api, config).default_backoff().boxed();
+    let mut first = true;
+    while let Some(event) = events.next().await {
+        let mut history = history.lock().unwrap();
+        match event {
+            Ok(watcher::Event::Apply(object)) => history.note(kind, object, false, false),
+            Ok(watcher::Event::Delete(object)) => history.note(kind, object, true, false),
+            Ok(watcher::Event::InitApply(object)) => history.note(kind, object, false, first),
+            Ok(watcher::Event::InitDone) if first => {
+                first = false;
+                history.ready += 1;
+            }
+            // Errors are the fault tests' doing; the watcher comes back by itself.
+            Ok(watcher::Event::Init | watcher::Event::InitDone) | Err(_) => {}
+        }
+    }
+}
+
+impl History {
+    fn note(&mut self, kind: Kind, object: DynamicObject, deleted: bool, initial: bool) {
+        let object = serde_json::to_value(object).expect("JSON");
+        let text = |key: &str| object["metadata"][key].as_str().unwrap_or_default().to_owned();
+        let key = (kind, text("uid"));
+        let version = text("resourceVersion");
+        if !deleted && self.versions.get(&key) == Some(&version) {
+            return;
+        }
+        self.versions.insert(key, version);
+        let seen = Seen { at: Instant::now(), kind, namespace: text("namespace"), name: text("name"), deleted, initial, object };
+        self.seen.push(seen);
+    }
+}
