@@ -1,7 +1,10 @@
 //! Pure: answers and error bodies.
 
 use super::path::Route;
+use crate::wire::REVISION_HEADER;
+use crate::wire::etag::ETag;
 use crate::wire::problem::{PROBLEM_JSON, Problem};
+use crate::wire::time;
 use crate::wire::{MAX_BODY_BYTES, MAX_OBSERVATIONS, MAX_WAIT_SECONDS};
 use bytes::Bytes;
 use http::header::{
@@ -14,6 +17,8 @@ use std::borrow::Cow;
 /// What every request ends in.
 pub type Answer = Response<Full<Bytes>>;
 
+/// Body of the answer to a report of which nothing was rejected.
+pub const ACK: &str = r#"{"ack":true}"#;
 /// `Cache-Control` of every answer.
 pub const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
 /// Content type of what is no problem.
@@ -180,4 +185,88 @@ pub fn malformed(answer: &[u8]) -> Option<Vec<u8>> {
         )
         .into_bytes(),
     )
+}
+
+/// Length of a date in HTTP (RFC 9110 §5.6.7).
+pub const DATE_BYTES: usize = 29;
+
+/// A time in seconds since 1970 as HTTP writes it.
+#[must_use]
+pub fn date(seconds: i64) -> [u8; DATE_BYTES] {
+    const DAYS: [&str; 7] = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"];
+    const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+    // 1970-01-01T00:00:00Z, and only the years in which it has this length.
+    let seconds = seconds.clamp(0, 253_402_300_799);
+    let text = time::format(seconds);
+    let day = usize::try_from(seconds / 86_400 % 7).map_or("Thu", |day| DAYS[day]);
+    let month = text[5..7].parse::<usize>().ok().and_then(|month| MONTHS.get(month.wrapping_sub(1))).unwrap_or(&"Jan");
+    let text = format!("{day}, {} {month} {} {} GMT", &text[8..10], &text[..4], &text[11..19]);
+    text.as_bytes().try_into().unwrap_or([b' '; DATE_BYTES])
+}
+
+/// A whole answer as bytes, to be sent again and again.
+#[derive(Debug)]
+pub struct Recalled {
+    bytes: Vec<u8>,
+    date_at: usize,
+    status: u16,
+}
+
+// === impl Recalled ===
+
+impl Recalled {
+    /// The `304` with these validators, or the ack of a report, as hyper would write them.
+    #[must_use]
+    pub fn new(validators: Option<(ETag, u64)>) -> Self {
+        let (status, head, body) = match validators {
+            Some((etag, revision)) => {
+                let etag = String::from_utf8_lossy(etag.as_bytes()).into_owned();
+                (
+                    304,
+                    format!(
+                        "HTTP/1.1 304 Not Modified\r\ncache-control: no-store\r\netag: {etag}\r\n{REVISION_HEADER}: {revision}\r\n"
+                    ),
+                    "",
+                )
+            }
+            None => {
+                let head = format!(
+                    "HTTP/1.1 200 OK\r\ncache-control: no-store\r\ncontent-type: application/json\r\ncontent-length: {}\r\n",
+                    ACK.len()
+                );
+                (200, head, ACK)
+            }
+        };
+        let head = format!("{head}date: ");
+        Self { date_at: head.len(), bytes: format!("{head}{:DATE_BYTES$}\r\n\r\n{body}", "").into_bytes(), status }
+    }
+
+    /// The bytes, with a date.
+    pub fn at(&mut self, date: &[u8; DATE_BYTES]) -> &[u8] {
+        self.bytes[self.date_at..self.date_at + DATE_BYTES].copy_from_slice(date);
+        &self.bytes
+    }
+
+    /// The status code.
+    #[must_use]
+    pub fn status(&self) -> u16 {
+        self.status
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dates() {
+        for (seconds, text) in [
+            (784_111_777, "Sun, 06 Nov 1994 08:49:37 GMT"),
+            (0, "Thu, 01 Jan 1970 00:00:00 GMT"),
+            (1_709_164_800, "Thu, 29 Feb 2024 00:00:00 GMT"),
+            (-5, "Thu, 01 Jan 1970 00:00:00 GMT"),
+        ] {
+            assert_eq!(std::str::from_utf8(&date(seconds)).unwrap(), text);
+        }
+    }
 }

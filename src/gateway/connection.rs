@@ -2,8 +2,11 @@
 
 use super::answer::malformed;
 use super::limits::{Phase, Seen};
+use super::path::Route;
 use super::report::Reports;
 use super::service::{Gateway, Session};
+use super::shortcut::{Meaning, Shortcut};
+use crate::wire::etag::ETag;
 use hyper::server::conn::http1;
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
@@ -11,7 +14,7 @@ use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicUsize, Ordering::Relaxed};
 use std::task::{Context, Poll, Waker, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
@@ -34,14 +37,22 @@ pub struct State {
     /// The last request was refused, perhaps with its body unread.
     refused: AtomicBool,
     order: AtomicU8,
+    /// Length of the body of the last request; all ones when it was not told in advance.
+    body_bytes: AtomicUsize,
+    /// What the last request meant, when it may be recalled.
+    meaning: Mutex<Option<Meaning>>,
     waker: Mutex<Option<Waker>>,
 }
 
 /// A stream that tells the state what passes through it.
-struct Wire<T> {
+struct Wire<T, R> {
     stream: T,
     state: Arc<State>,
-    /// An answer that replaces one of hyper's own, and how much of it is sent.
+    shortcut: Shortcut<R>,
+    /// The last request after whose answer hyper has written, and the last one whose answer is all sent.
+    written: u32,
+    sent: u32,
+    /// An answer past hyper, and how much of it is sent.
     instead: Option<(Vec<u8>, usize)>,
     shut: bool,
 }
@@ -61,6 +72,8 @@ impl State {
             aged: AtomicBool::new(false),
             refused: AtomicBool::new(false),
             order: AtomicU8::new(0),
+            body_bytes: AtomicUsize::new(usize::MAX),
+            meaning: Mutex::new(None),
             waker: Mutex::new(None),
         })
     }
@@ -106,8 +119,38 @@ impl State {
         }
     }
 
-    /// A request is there.
-    pub(super) fn begin(&self) {
+    /// Requests so far.
+    pub(super) fn requests(&self) -> u32 {
+        self.requests.load(Relaxed)
+    }
+
+    /// Length of the body of the last request, if it was told in advance.
+    pub(super) fn body_bytes(&self) -> Option<usize> {
+        Some(self.body_bytes.load(Relaxed)).filter(|bytes| *bytes != usize::MAX)
+    }
+
+    /// Whether the next answer ends the connection.
+    pub(super) fn is_last(&self) -> bool {
+        self.aged.load(Relaxed)
+    }
+
+    /// Notes what the request under way means, if it means the same whenever it comes again while the
+    /// credentials are of this generation.
+    pub(super) fn mean(&self, generation: Option<u64>, route: Route, device: &str, matched: Option<(ETag, u64)>) {
+        if let Some(generation) = generation {
+            let meaning = Meaning { request: self.requests(), route, device: device.into(), generation, matched };
+            *self.meaning.lock() = Some(meaning);
+        }
+    }
+
+    /// What the last request meant.
+    pub(super) fn take_meaning(&self) -> Option<Meaning> {
+        self.meaning.lock().take()
+    }
+
+    /// A request is there, with a body of this length if that is known.
+    pub(super) fn begin(&self, body_bytes: Option<usize>) {
+        self.body_bytes.store(body_bytes.unwrap_or(usize::MAX), Relaxed);
         self.phase.store(Phase::Busy as u8, Relaxed);
         self.requests.store(self.requests.load(Relaxed).wrapping_add(1), Relaxed);
     }
@@ -131,8 +174,9 @@ where
     T: AsyncRead + AsyncWrite + Unpin,
     R: Reports,
 {
+    let shortcut = Shortcut::new(gateway.clone(), state.clone());
+    let wire = Wire { stream, state: state.clone(), shortcut, written: 0, sent: 0, instead: None, shut: false };
     let session = Session::new(gateway, state.clone());
-    let wire = Wire { stream, state: state.clone(), instead: None, shut: false };
     // The sweeper keeps the times: hyper's own timeout for heads would end idle connections, too.
     let mut builder = http1::Builder::new();
     builder.header_read_timeout(None).max_buf_size(BUFFER_BYTES);
@@ -163,8 +207,18 @@ where
 
 // === impl Wire ===
 
-impl<T: AsyncRead + AsyncWrite + Unpin> Wire<T> {
-    fn note(&self, written: &Poll<io::Result<usize>>) {
+impl<T: AsyncRead + AsyncWrite + Unpin, R: Reports> Wire<T, R> {
+    /// Whether hyper waits for a request and has sent all that it has to send. It also reads while it answers,
+    /// to notice when the client goes away.
+    fn is_between(&self) -> bool {
+        let requests = self.state.requests();
+        self.sent == requests && (requests == 0 || self.state.phase.load(Relaxed) == Phase::Idle as u8)
+    }
+
+    fn note(&mut self, written: &Poll<io::Result<usize>>) {
+        if self.state.phase.load(Relaxed) == Phase::Idle as u8 {
+            self.written = self.state.requests();
+        }
         match written {
             Poll::Pending => self.state.stalled.store(true, Relaxed),
             Poll::Ready(_) if self.state.stalled.load(Relaxed) => {
@@ -213,18 +267,40 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Wire<T> {
     }
 }
 
-impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Wire<T> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+impl<T: AsyncRead + AsyncWrite + Unpin, R: Reports> AsyncRead for Wire<T, R> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let wire = self.get_mut();
+        ready!(wire.poll_instead(cx))?;
+        let begins = wire.is_between() && wire.shortcut.settle();
         let before = buf.filled().len();
-        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
-        if buf.filled().len() > before && self.state.phase.load(Relaxed) == Phase::Idle as u8 {
-            self.state.phase.store(Phase::Head as u8, Relaxed);
+        loop {
+            ready!(Pin::new(&mut wire.stream).poll_read(cx, buf))?;
+            let bytes = &buf.filled()[before..];
+            let answer = if begins && !bytes.is_empty() { wire.shortcut.answer(bytes) } else { None };
+            let Some(answer) = answer else {
+                wire.shortcut.pass(bytes);
+                if !bytes.is_empty() && wire.state.phase.load(Relaxed) == Phase::Idle as u8 {
+                    wire.state.phase.store(Phase::Head as u8, Relaxed);
+                }
+                return Poll::Ready(Ok(()));
+            };
+            buf.set_filled(before);
+            let written = Pin::new(&mut wire.stream).poll_write(cx, answer);
+            let sent = if let Poll::Ready(Ok(sent)) = &written { *sent } else { 0 };
+            if sent < answer.len() {
+                wire.instead = Some((answer.to_vec(), sent));
+            }
+            wire.note(&written);
+            if let Poll::Ready(Err(error)) = written {
+                return Poll::Ready(Err(error));
+            }
+            wire.sent = wire.state.requests();
+            ready!(wire.poll_instead(cx))?;
         }
-        read
     }
 }
 
-impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<T> {
+impl<T: AsyncRead + AsyncWrite + Unpin, R: Reports> AsyncWrite for Wire<T, R> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         if let Some(answer) = malformed(buf) {
             self.instead = Some((answer, 0));
@@ -257,6 +333,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<T> {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_instead(cx))?;
+        // hyper flushes when it has written all that it has.
+        self.sent = self.written;
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 

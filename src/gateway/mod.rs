@@ -7,6 +7,7 @@
 //! - [`desired`]: answers that wait: long-polls, and replicas that are behind
 //! - [`report`]: reports and connects
 //! - [`body`]: request bodies, bounded in size, time and number
+//! - `shortcut`, [`pattern`]: the same request again, answered without HTTP and JSON
 //! - [`limits`]: when a connection has to end
 //! - [`connection`], [`server`]: one connection, and all of them
 //! - [`metrics`], [`access_log`]: what is counted and written down
@@ -20,9 +21,11 @@ pub mod desired;
 pub mod limits;
 pub mod metrics;
 pub mod path;
+pub mod pattern;
 pub mod report;
 pub mod server;
 pub mod service;
+mod shortcut;
 
 #[cfg(test)]
 mod tests;

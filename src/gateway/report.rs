@@ -1,6 +1,6 @@
 //! Edge: reports and connects.
 
-use super::answer::{Answer, Refusal, json};
+use super::answer::{ACK, Answer, Refusal, json};
 use super::path::Route;
 use super::service::Gateway;
 use crate::status::intake::{Incoming, Intake, Outcome};
@@ -16,8 +16,6 @@ use std::borrow::Cow;
 use std::future::Future;
 use std::hash::{BuildHasher, Hash, Hasher};
 use std::sync::Arc;
-
-const ACK: Bytes = Bytes::from_static(br#"{"ack":true}"#);
 
 /// Where reports go.
 pub trait Reports: Send + Sync + 'static {
@@ -38,31 +36,22 @@ impl Reports for Intake {
     }
 }
 
-impl<R: Reports> Gateway<R> {
-    pub(super) async fn report<B>(&self, route: Route, device: &str, body: B) -> Answer
-    where
-        B: Body<Data = Bytes> + Unpin,
-    {
-        match self.take_in(route, device, body).await {
-            Ok(rejected) if rejected.is_empty() => json(HeaderMap::new(), ACK),
-            Ok(rejected) => {
-                let answer = ReportAnswer { ack: true, rejected };
-                json(HeaderMap::new(), serde_json::to_vec(&answer).unwrap_or_default().into())
-            }
-            Err(refusal) => refusal.answer(),
-        }
-    }
+/// A report that could be read as a whole; its observations are still unread.
+struct Readable<'a> {
+    agent_version: Option<Cow<'a, str>>,
+    boot_id: Option<Cow<'a, str>>,
+    sequence: Option<u64>,
+    observations: Vec<&'a RawValue>,
+}
 
-    async fn take_in<B>(&self, route: Route, device: &str, body: B) -> Result<Vec<Rejection>, Refusal>
-    where
-        B: Body<Data = Bytes> + Unpin,
-    {
-        let body = self.bodies.read(body).await?;
-        let report = Report::parse(&body).map_err(|error| Refusal::BadReport(error.to_string()))?;
+// === impl Readable ===
+
+impl<'a> Readable<'a> {
+    fn parse(route: Route, body: &'a [u8]) -> Result<Self, Refusal> {
+        let report = Report::parse(body).map_err(|error| Refusal::BadReport(error.to_string()))?;
         if report.timestamp.as_deref().is_some_and(|timestamp| time::parse(timestamp).is_none()) {
-            return Err(Refusal::BadReport(
-                "timestamp must be a time as RFC 3339 writes it, for example 2025-12-12T23:55:00Z".into(),
-            ));
+            let what = "timestamp must be a time as RFC 3339 writes it, for example 2025-12-12T23:55:00Z";
+            return Err(Refusal::BadReport(what.into()));
         }
         let observations = match route {
             Route::Report => report.observations.unwrap_or_default(),
@@ -71,15 +60,59 @@ impl<R: Reports> Gateway<R> {
         if observations.len() > MAX_OBSERVATIONS {
             return Err(Refusal::TooMany(observations.len()));
         }
-        let fingerprint = self.fingerprint(report.agent_version.as_deref(), &observations);
-        if let (Some(boot_id), Some(sequence)) = (&report.boot_id, report.sequence)
-            && let Cow::Borrowed(boot_id) = clean(boot_id)
-            && self.reports.is_settled(device, boot_id, sequence, fingerprint)
-        {
-            return Ok(Vec::new());
+        let Report { agent_version, boot_id, sequence, .. } = report;
+        Ok(Self { agent_version, boot_id, sequence, observations })
+    }
+}
+
+impl<R: Reports> Gateway<R> {
+    /// The answer to a report, and whether there was nothing to do.
+    pub(super) async fn report<B>(&self, route: Route, device: &str, body: B) -> (Answer, bool)
+    where
+        B: Body<Data = Bytes> + Unpin,
+    {
+        match self.take_in(route, device, body).await {
+            Ok(None) => (ack(), true),
+            Ok(Some(rejected)) if rejected.is_empty() => (ack(), false),
+            Ok(Some(rejected)) => {
+                let answer = ReportAnswer { ack: true, rejected };
+                (json(HeaderMap::new(), serde_json::to_vec(&answer).unwrap_or_default().into()), false)
+            }
+            Err(refusal) => (refusal.answer(), false),
+        }
+    }
+
+    /// Whether a body is a report that leaves nothing to do; then the sign of life is noted, and what the same
+    /// report has in common the next time is returned.
+    pub(super) fn settle(&self, route: Route, device: &str, body: &[u8]) -> Option<(Box<str>, u64)> {
+        let report = Readable::parse(route, body).ok()?;
+        let (settled, fingerprint) = self.settles(device, &report);
+        settled.then(|| (report.boot_id.as_deref().map(clean).unwrap_or_default().into(), fingerprint))
+    }
+
+    /// Whether the same report left nothing to do before, and its fingerprint.
+    fn settles(&self, device: &str, report: &Readable) -> (bool, u64) {
+        let fingerprint = self.fingerprint(report.agent_version.as_deref(), &report.observations);
+        let settled = report.boot_id.as_deref().map(clean).zip(report.sequence).is_some_and(|(boot_id, sequence)| {
+            !boot_id.is_empty() && self.reports.is_settled(device, &boot_id, sequence, fingerprint)
+        });
+        (settled, fingerprint)
+    }
+
+    /// What is rejected; `None` when there was nothing to do.
+    async fn take_in<B>(&self, route: Route, device: &str, body: B) -> Result<Option<Vec<Rejection>>, Refusal>
+    where
+        B: Body<Data = Bytes> + Unpin,
+    {
+        let body = self.bodies.read(body).await?;
+        let report = Readable::parse(route, &body)?;
+        let (settled, fingerprint) = self.settles(device, &report);
+        if settled {
+            return Ok(None);
         }
         let mut rejected = Vec::new();
-        let observations: Vec<Observed> = observations.into_iter().filter_map(|raw| read(raw, &mut rejected)).collect();
+        let observations: Vec<Observed> =
+            report.observations.into_iter().filter_map(|raw| read(raw, &mut rejected)).collect();
         // What is listed when it turns out that all the others are not this device's.
         let others: Vec<Rejection> = if rejected.is_empty() {
             Vec::new()
@@ -105,7 +138,7 @@ impl<R: Reports> Gateway<R> {
             Outcome::AllNotYours => rejected.extend(others),
             Outcome::Later { retry_after_seconds } => return Err(Refusal::Later(retry_after_seconds)),
         }
-        Ok(rejected)
+        Ok(Some(rejected))
     }
 
     /// A hash of what a report says, apart from when.
@@ -117,6 +150,10 @@ impl<R: Reports> Gateway<R> {
         }
         hasher.finish()
     }
+}
+
+fn ack() -> Answer {
+    json(HeaderMap::new(), Bytes::from_static(ACK.as_bytes()))
 }
 
 /// Reads an observation, or says which one could not be read.

@@ -15,13 +15,15 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 /// Default of the limit of connections.
 pub const DEFAULT_MAX_CONNECTIONS: usize = 16_384;
 /// Longest time that requests have to end at a shutdown; a report takes up to 8 s.
 const CLOSE_TIME: Duration = Duration::from_secs(8);
+/// Shortest time between two warnings that there are as many connections as allowed.
+const WARN_INTERVAL: Duration = Duration::from_secs(60);
 /// Delays after a failed accept.
 const ACCEPT_DELAYS: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
 
@@ -87,8 +89,8 @@ impl<R: Reports> Connections<R> {
     }
 
     async fn accept(&self, listener: TcpListener, shutdown: &CancellationToken) {
-        let mut delay = ACCEPT_DELAYS.0;
-        while let Some(slot) = shutdown.run_until_cancelled(self.slot()).await {
+        let (mut delay, mut warned) = (ACCEPT_DELAYS.0, None);
+        while let Some(slot) = shutdown.run_until_cancelled(self.slot(&mut warned)).await {
             let Some(accepted) = shutdown.run_until_cancelled(listener.accept()).await else { return };
             match accepted {
                 Ok((stream, _)) => {
@@ -114,12 +116,15 @@ impl<R: Reports> Connections<R> {
 
     /// A place for one more connection. While there is none, nothing is accepted: who waits is served when
     /// somebody else ends, which limits of time make sure of.
-    async fn slot(&self) -> Option<OwnedSemaphorePermit> {
+    async fn slot(&self, warned: &mut Option<Instant>) -> Option<OwnedSemaphorePermit> {
         if let Ok(slot) = self.slots.clone().try_acquire_owned() {
             return Some(slot);
         }
         self.gateway.metrics.connections_full.inc();
-        tracing::warn!(limit = self.most, "as many connections as allowed; further ones wait");
+        if warned.is_none_or(|at| at.elapsed() >= WARN_INTERVAL) {
+            tracing::warn!(limit = self.most, "as many connections as allowed; further ones wait");
+            *warned = Some(Instant::now());
+        }
         // The semaphore is never closed.
         self.slots.clone().acquire_owned().await.ok()
     }
@@ -146,10 +151,9 @@ impl<R: Reports> Connections<R> {
         seconds.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             seconds.tick().await;
-            let draining = self.gateway.draining.is_cancelled();
+            self.gateway.tick();
             for Entry { state, watched } in self.open.lock().values_mut() {
                 match watched.look(state.seen()) {
-                    Verdict::Keep if draining => state.age(),
                     Verdict::Keep => {}
                     Verdict::Aged => state.age(),
                     Verdict::Retire => state.retire(),

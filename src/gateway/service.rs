@@ -4,7 +4,7 @@
 //! little more than its HTTP parsing. What a connection has proved or said before is remembered with it.
 
 use super::access_log::{self, AccessLog};
-use super::answer::{Answer, NO_STORE, Refusal};
+use super::answer::{Answer, DATE_BYTES, NO_STORE, Refusal, date};
 use super::body::Bodies;
 use super::connection::State;
 use super::credentials::Credentials;
@@ -13,16 +13,20 @@ use super::metrics::GatewayMetrics;
 use super::path::{self, Route};
 use super::report::Reports;
 use crate::desired::directory::{Directory, Lookup};
+use crate::runtime::clock;
 use crate::status::intake::Intake;
 use crate::wire::etag::ETag;
 use crate::wire::token::equal;
 use crate::wire::{MIN_REVISION_HEADER, REVISION_HEADER, TOKEN_HEADER};
 use bytes::Bytes;
 use futures::FutureExt;
-use http::header::{CACHE_CONTROL, CONNECTION, ETAG, HeaderMap, HeaderName, HeaderValue, IF_NONE_MATCH};
-use http::{Method, Request, Response, StatusCode};
+use http::header::{
+    CACHE_CONTROL, CONNECTION, ETAG, EXPECT, HeaderMap, HeaderName, HeaderValue, IF_NONE_MATCH, UPGRADE,
+};
+use http::{Method, Request, Response, StatusCode, Version};
 use http_body_util::Full;
 use hyper::body::Body;
+use parking_lot::RwLock;
 use std::cell::RefCell;
 use std::convert::Infallible;
 use std::future::Future;
@@ -30,6 +34,7 @@ use std::hash::RandomState;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::task::{Context, Poll};
 use std::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -48,7 +53,11 @@ pub struct Gateway<R = Intake> {
     /// Keys the fingerprints of reports, so that nobody can look for two of one fingerprint.
     pub(super) fingerprints: RandomState,
     pub(super) draining: CancellationToken,
-    access_log: AccessLog,
+    /// The same, without a lock.
+    ending: AtomicBool,
+    pub(super) access_log: AccessLog,
+    /// Now, as answers carry it; moved once a second.
+    pub(super) date: RwLock<[u8; DATE_BYTES]>,
 }
 
 /// One connection's side of the gateway.
@@ -81,6 +90,8 @@ struct Exchange<R> {
     route: Route,
     device: String,
     started: Instant,
+    /// The generation of its credentials, if the request means the same whenever it comes again.
+    recalled: Option<u64>,
 }
 
 /// What a request still has to do.
@@ -117,12 +128,25 @@ impl<R: Reports> Gateway<R> {
             bodies: Bodies::default(),
             fingerprints: RandomState::new(),
             draining: CancellationToken::new(),
+            ending: AtomicBool::new(false),
             access_log,
+            date: RwLock::new(date(clock::unix_seconds())),
         })
+    }
+
+    /// Moves the date; to be called once a second.
+    pub(super) fn tick(&self) {
+        *self.date.write() = date(clock::unix_seconds());
+    }
+
+    /// Whether every answer ends its connection.
+    pub(super) fn is_draining(&self) -> bool {
+        self.ending.load(Relaxed)
     }
 
     /// Answers parked polls at once and parks no more; every answer ends its connection from now on.
     pub fn drain(&self) {
+        self.ending.store(true, Relaxed);
         self.draining.cancel();
     }
 
@@ -139,7 +163,7 @@ impl<R: Reports> Gateway<R> {
         if self.access_log.wants(status) {
             access_log::write(route, target, status, started.elapsed());
         }
-        if state.end(status) {
+        if state.end(status) | self.is_draining() {
             answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         answer
@@ -170,7 +194,7 @@ impl<R: Reports> Session<R> {
         B: Body<Data = Bytes> + Send + Unpin + 'static,
     {
         let started = Instant::now();
-        self.state.begin();
+        self.state.begin(request.body().size_hint().exact().and_then(|bytes| usize::try_from(bytes).ok()));
         let answered = catch_unwind(AssertUnwindSafe(|| self.dispatch(request, started)));
         answered.unwrap_or_else(|_| {
             let answer = self.gateway.panicked("unknown");
@@ -182,7 +206,7 @@ impl<R: Reports> Session<R> {
     where
         B: Body<Data = Bytes> + Send + Unpin + 'static,
     {
-        let (http::request::Parts { uri, method, headers, .. }, body) = request.into_parts();
+        let (http::request::Parts { uri, method, version, headers, .. }, body) = request.into_parts();
         let now = |route, target: &str, answer| {
             Answering::Ready(Some(self.gateway.finish(&self.state, route, target, started, answer)))
         };
@@ -208,11 +232,24 @@ impl<R: Reports> Session<R> {
             return now(Some(route), &device, Refusal::BadToken.answer());
         }
         self.state.trust();
+        // What means the same whenever it comes again on this connection.
+        let plain = version == Version::HTTP_11
+            && (method == Method::POST || (method == Method::GET && body.size_hint().exact() == Some(0)))
+            && !headers.contains_key(EXPECT)
+            && !headers.contains_key(UPGRADE);
+        let recalled = plain.then_some(memo.generation);
         let work = match route {
-            Route::Desired => match self.desired(&mut memo.validators, &device, uri.query(), headers) {
-                Ok(answer) => return now(Some(route), &device, answer),
-                Err(query) => Work::Desired(query),
-            },
+            Route::Desired => {
+                let min = headers.get(MIN_REVISION).and_then(|field| path::revision(field.as_bytes()));
+                let query = Query { headers, min, wait: path::wait_seconds(uri.query()) };
+                match self.unchanged(&mut memo.validators, &device, &query) {
+                    Some(validators) => {
+                        self.state.mean(recalled, route, &device, memo.validators.matched());
+                        return now(Some(route), &device, unchanged(query.headers, validators));
+                    }
+                    None => Work::Desired(query),
+                }
+            }
             Route::Report | Route::Connect => match self.gateway.known(&device) {
                 Ok(_) => Work::Report(body),
                 Err(refusal) => return now(Some(route), &device, refusal.answer()),
@@ -224,28 +261,16 @@ impl<R: Reports> Session<R> {
             route,
             device: device.into_owned(),
             started,
+            recalled,
         };
         Answering::Later(Box::pin(exchange.run(work)))
     }
 
-    /// The answer if it is 304 and need not wait; else what to find it with.
-    fn desired(
-        &self,
-        validators: &mut Validators,
-        device: &str,
-        query: Option<&str>,
-        headers: HeaderMap,
-    ) -> Result<Answer, Query> {
-        let wait = path::wait_seconds(query);
-        let min = headers.get(MIN_REVISION).and_then(|field| path::revision(field.as_bytes()));
-        match self.gateway.directory.lookup(device) {
-            Lookup::Known { etag, revision }
-                if wait == Ok(0) && min.is_none_or(|min| min <= revision) && matches(&headers, &etag) =>
-            {
-                Ok(unchanged(headers, validators.of(etag, revision)))
-            }
-            _ => Err(Query { headers, min, wait }),
-        }
+    /// The validators of an answer that is 304 and need not wait.
+    fn unchanged(&self, memo: &mut Validators, device: &str, query: &Query) -> Option<[HeaderValue; 2]> {
+        let Lookup::Known { etag, revision } = self.gateway.directory.lookup(device) else { return None };
+        let now = query.wait == Ok(0) && query.min.is_none_or(|min| min <= revision) && matches(&query.headers, &etag);
+        now.then(|| memo.of(etag, revision))
     }
 }
 
@@ -259,10 +284,19 @@ impl<R: Reports> Exchange<R> {
         let answered = AssertUnwindSafe(async {
             match work {
                 Work::Desired(query) => self.gateway.desired(&self.device, query).await,
-                Work::Report(body) => self.gateway.report(self.route, &self.device, body).await,
+                Work::Report(body) => {
+                    let (answer, settled) = self.gateway.report(self.route, &self.device, body).await;
+                    if settled {
+                        self.state.mean(self.recalled, self.route, &self.device, None);
+                    }
+                    answer
+                }
             }
         });
         let answer = answered.catch_unwind().await.unwrap_or_else(|_| self.gateway.panicked(self.route.name()));
+        if self.route != Route::Desired {
+            self.gateway.metrics.report_seconds.observe(self.started.elapsed().as_secs_f64());
+        }
         self.gateway.finish(&self.state, Some(self.route), &self.device, self.started, answer)
     }
 }
@@ -287,6 +321,10 @@ impl Memo {
 // === impl Validators ===
 
 impl Validators {
+    fn matched(&self) -> Option<(ETag, u64)> {
+        Some((self.etag, self.revision))
+    }
+
     fn of(&mut self, etag: ETag, revision: u64) -> [HeaderValue; 2] {
         match &self.headers {
             Some(headers) if self.etag == etag && self.revision == revision => headers.clone(),

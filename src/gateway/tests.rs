@@ -3,6 +3,7 @@
 mod connections;
 mod contract;
 mod model;
+mod shortcut;
 
 use super::access_log::AccessLog;
 use super::answer::Answer;
@@ -42,12 +43,16 @@ struct Script {
     settled: AtomicBool,
     outcomes: Mutex<VecDeque<Outcome>>,
     seen: Mutex<Vec<(String, Incoming)>>,
+    /// Sequence and fingerprint of whatever was asked to be settled.
+    asked: Mutex<Vec<(u64, u64)>>,
     panics: AtomicBool,
     slow: Option<Duration>,
 }
 
 impl Reports for Script {
-    fn is_settled(&self, _: &str, _: &str, _: u64, _: u64) -> bool {
+    fn is_settled(&self, device: &str, boot_id: &str, sequence: u64, fingerprint: u64) -> bool {
+        assert!(device == DEVICE && !boot_id.is_empty());
+        self.asked.lock().push((sequence, fingerprint));
         self.settled.load(Ordering::Relaxed)
     }
 

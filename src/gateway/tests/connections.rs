@@ -9,15 +9,15 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 /// A device's end of a connection.
-struct Device<T>(T);
+pub(super) struct Device<T>(pub(super) T);
 
 impl<T: AsyncRead + AsyncWrite + Unpin> Device<T> {
-    async fn send(&mut self, bytes: impl AsRef<[u8]>) {
+    pub(super) async fn send(&mut self, bytes: impl AsRef<[u8]>) {
         self.0.write_all(bytes.as_ref()).await.unwrap();
     }
 
     /// The next answer; `None` when the connection has ended.
-    async fn answer(&mut self, has_body: bool) -> Option<Reply> {
+    pub(super) async fn answer(&mut self, has_body: bool) -> Option<Reply> {
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
             head.push(self.0.read_u8().await.ok()?);
@@ -43,14 +43,14 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Device<T> {
     }
 }
 
-fn get(headers: &str) -> String {
+pub(super) fn get(headers: &str) -> String {
     format!(
         "GET /v1/devices/{DEVICE}/desired HTTP/1.1\r\nHost: x\r\nX-Device-Token: {}\r\n{headers}\r\n",
         token(DEVICE)
     )
 }
 
-fn post(headers: &str, body: &str) -> String {
+pub(super) fn post(headers: &str, body: &str) -> String {
     format!(
         "POST /v1/devices/{DEVICE}/report HTTP/1.1\r\nHost: x\r\nX-Device-Token: {}\r\n{headers}\r\n{body}",
         token(DEVICE)

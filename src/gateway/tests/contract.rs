@@ -191,7 +191,7 @@ async fn long_polls() {
         fixture.parked(1).await;
         fixture.gateway.drain();
     });
-    reply.expect(304);
+    assert_eq!(reply.expect(304).header("connection"), "close");
     fixture.get(DEVICE, "?waitSeconds=30", &[("if-none-match", &etag)]).await.expect(304);
     assert_eq!(start.elapsed(), Duration::ZERO);
 }
