@@ -258,3 +258,7 @@ impl std::fmt::Debug for Directory {
         f.debug_struct("Directory").finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+#[path = "directory_tests.rs"]
+mod tests;

@@ -375,15 +375,13 @@ impl Index {
         }
         let process = Arc::new(self.pool.process(raw));
         let mut changes = Changes::default();
-        if let Some(known) = known {
-            if known.device != process.device || known.owner != process.owner {
-                // Recreated or adopted between two looks.
-                self.unlink(&known);
-                if known.device != process.device {
-                    self.refresh(&known.device, process.revision, &mut changes);
-                }
-                self.wake_owner(&known, &mut changes);
+        if let Some(known) = known.filter(|known| known.device != process.device || known.owner != process.owner) {
+            // Recreated or adopted between two looks.
+            self.unlink(&known);
+            if known.device != process.device {
+                self.refresh(&known.device, process.revision, &mut changes);
             }
+            self.wake_owner(&known, &mut changes);
         }
         put(&mut self.processes, &process.key, process.clone());
         if let Some(owner) = &process.owner {
@@ -420,12 +418,12 @@ impl Index {
         if let Some(device) = self.devices.get_mut(&process.device) {
             device.processes.retain(|known| known.key != process.key);
         }
-        if let Some(owner) = &process.owner {
-            if let Some(owned) = self.owned.get_mut(&owner.uid) {
-                owned.remove(&process.key);
-                if owned.is_empty() {
-                    self.owned.remove(&owner.uid);
-                }
+        if let Some(owner) = &process.owner
+            && let Some(owned) = self.owned.get_mut(&owner.uid)
+        {
+            owned.remove(&process.key);
+            if owned.is_empty() {
+                self.owned.remove(&owner.uid);
             }
         }
     }

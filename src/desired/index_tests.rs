@@ -336,8 +336,10 @@ impl World {
             let expected = Self::processes(&after, name);
             prop_assert_eq!(processes.iter().map(|(id, revision)| (id, *revision)).collect::<Vec<_>>(), expected.clone());
             prop_assert!(revision >= old_revision && expected.iter().all(|(_, of_item)| *of_item <= revision));
-            let gone = Self::processes(&before, name).into_iter().any(|(id, _)| !expected.iter().any(|(left, _)| *left == id));
-            prop_assert!(!gone || revision > old_revision, "a deletion moves the revision");
+            for (id, _) in Self::processes(&before, name).into_iter().filter(|(id, _)| !expected.iter().any(|(left, _)| left == id)) {
+                let happened = after.shown.get(id).map_or(self.seen[Kind::Process as usize], |elsewhere| elsewhere.revision);
+                prop_assert!(revision >= happened, "a deletion is an event about the device, too");
+            }
             prop_assert!(revision <= self.highest);
             // Whoever remembers the version notices every change of anything.
             let of_switches = |view: &View| NAMESPACES.map(|namespace| view.shown.get(&(Kind::Switch, namespace.to_owned(), name.to_owned())).map(|v| v.revision));

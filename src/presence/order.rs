@@ -108,8 +108,8 @@ mod tests {
                 let freshness = order.judge(Some(["a", "b", "c", "d", "e", "f"][boot.min(5)]), Some(sequence));
                 if freshness == Freshness::New {
                     // A bootId that was skipped when its successor came first is unknown, not old; so compare within boots.
-                    if let Some((last_boot, last_sequence)) = last {
-                        if last_boot == boot { prop_assert!(sequence > last_sequence); }
+                    if let Some((_, last_sequence)) = last.filter(|(last_boot, _)| *last_boot == boot) {
+                        prop_assert!(sequence > last_sequence);
                     }
                     last = Some((boot, sequence));
                 }

@@ -103,10 +103,8 @@ impl Observer {
         if now_ms.saturating_sub(self.last_tick_ms) > 2 * PAUSE_MS {
             return Err(Held::Pause);
         }
-        if let Some(heard) = heard_ms {
-            if now_ms.saturating_sub(heard) < self.window_ms {
-                return Ok(AgentState::Alive);
-            }
+        if heard_ms.is_some_and(|heard| now_ms.saturating_sub(heard) < self.window_ms) {
+            return Ok(AgentState::Alive);
         }
         let silence = now_ms.saturating_sub(heard_ms.unwrap_or(0).max(self.since_ms));
         if silence < self.window_ms { Err(self.held) } else { Ok(AgentState::Stale) }

@@ -1,6 +1,7 @@
 //! Pure: one observation of a device, read, cleaned and checked.
 
 use crate::wire::canonical::SpecHash;
+use crate::wire::name::is_device_name;
 use crate::wire::report::{Observation, clean};
 use crate::wire::time;
 
@@ -58,7 +59,7 @@ pub struct Artifact {
     pub last_error: Option<String>,
 }
 
-/// An observation with a field that is missing or out of range.
+/// An observation with a field that is missing, malformed or out of range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Invalid;
 
@@ -84,8 +85,9 @@ impl Observed {
             return Err(Invalid);
         }
         Ok(Self {
-            namespace: text(&observation.namespace).ok_or(Invalid)?,
-            name: text(&observation.name).ok_or(Invalid)?,
+            // Both become part of a path at the apiserver: nothing but what an object can be called may pass.
+            namespace: text(&observation.namespace).filter(|namespace| is_namespace(namespace)).ok_or(Invalid)?,
+            name: text(&observation.name).filter(|name| is_device_name(name.as_bytes())).ok_or(Invalid)?,
             spec: hash(observation.observed_spec_hash.as_deref().ok_or(Invalid)?)?,
             running: observation.running_spec_hash.as_deref().map(hash).transpose()?,
             started: observation.process_started,
@@ -113,6 +115,12 @@ impl Observed {
 const YEARS: std::ops::Range<i64> = -62_167_219_200..253_402_300_800;
 /// JSON numbers beyond 2^53 are not exact everywhere.
 const MAX_NUMBER: i64 = 1 << 53;
+
+/// Whether a namespace can be called so: an RFC 1123 label. (The name of an object is an RFC 1123 subdomain, as a
+/// device's is.)
+fn is_namespace(text: &str) -> bool {
+    text.len() <= 63 && !text.contains('.') && is_device_name(text.as_bytes())
+}
 
 /// Whether a text can be the reason of a condition (Kubernetes API conventions: CamelCase, at most 1,024).
 fn is_reason(text: &str) -> bool {
@@ -146,6 +154,12 @@ mod tests {
         for (field, value) in [
             ("namespace", json!("")),
             ("name", json!(null)),
+            ("namespace", json!("..")),
+            ("namespace", json!("a.b")),
+            ("namespace", json!("a".repeat(64))),
+            ("name", json!("../../secrets/x")),
+            ("name", json!("a?b")),
+            ("name", json!("Upper")),
             ("observedSpecHash", json!("sha256:12")),
             ("observedSpecHash", json!(null)),
             ("runningSpecHash", json!("md5:1")),

@@ -55,7 +55,8 @@ pub fn project(process: &Process, input: Input, now: i64) -> Option<Change> {
     let urgent = urgent_part(&next) != urgent_part(before);
     // These ride along; alone they are no reason to write.
     next.daemon_set = true;
-    if let Some(order) = reported.and_then(|reported| reported.order.as_ref()) {
+    // A number that Kubernetes cannot store would make it refuse the rest, too.
+    if let Some(order) = reported.and_then(|reported| reported.order.as_ref()).filter(|order| i64::try_from(order.sequence).is_ok()) {
         next.last_report = Some(order.clone());
     }
     if !reasons.is_empty() {

@@ -86,11 +86,11 @@ impl<K: Clone + Eq + Hash + Ord, T: Merge> Queue<K, T> {
             }
         }
         while let Some(key) = self.ready.pop_front() {
-            if let Some(slot) = self.slots.get_mut(&key).filter(|slot| !slot.in_flight) {
-                if let Some(work) = slot.waiting.take() {
-                    slot.in_flight = true;
-                    return Some((key, work));
-                }
+            if let Some(slot) = self.slots.get_mut(&key).filter(|slot| !slot.in_flight)
+                && let Some(work) = slot.waiting.take()
+            {
+                slot.in_flight = true;
+                return Some((key, work));
             }
         }
         None

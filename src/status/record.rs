@@ -433,3 +433,7 @@ pub fn merge_patch(from: &Value, to: &Value) -> Option<Value> {
     }
     (!patch.is_empty()).then_some(Value::Object(patch))
 }
+
+#[cfg(test)]
+#[path = "record_tests.rs"]
+mod tests;

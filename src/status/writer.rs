@@ -290,7 +290,7 @@ impl Writer {
                     self.directory.adopt(Kind::Switch, *raw);
                     if next.connected.map(|c| c.0) != switch.status.connected.map(|c| c.0) {
                         let connected = next.connected.is_some_and(|c| c.0);
-                        tracing::info!(device = &*key.name, namespace = &*key.namespace, connected, agent = next.agent_version.as_deref(), "device");
+                        tracing::info!(device = &*key.name, namespace = &*key.namespace, connected, agent = next.agent_version.as_deref(), "device connection changed");
                     }
                     return finish(job);
                 }
