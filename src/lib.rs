@@ -33,6 +33,7 @@
 //! | [`status`] | what is written about devices and processes, and its events | |
 //! | [`rollout`] | children of deployments | not `gateway` |
 //! | [`gateway`] | HTTP for devices | not `rollout` |
+//! | [`fleet`] | simulated devices, for load and fault tests | `wire`, `runtime` |
 //! | [`manager`] | arguments, wiring, admin port, start and stop | everything; nothing uses it |
 //!
 //! # Pure and edge
@@ -44,8 +45,8 @@
 //!
 //! # Features
 //!
-//! `manager` brings everything that knows Kubernetes, `agent` the device's side, `fleet` the simulator; each binary needs its own only, and
-//! `make agent-only` proves that the agent links no Kubernetes client.
+//! `manager` brings everything that knows Kubernetes, `agent` the device's side, `fleet` the simulator; each binary
+//! needs its own only, and `make agent-only` proves that the agent links no Kubernetes client.
 #[cfg(feature = "agent")]
 pub mod agent;
 #[cfg(feature = "manager")]

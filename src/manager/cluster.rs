@@ -97,7 +97,8 @@ pub async fn check(clients: &Clients) -> Result<(), ClusterError> {
         loop {
             let reason = match timeout(CALL_TIMEOUT, api.list(&ListParams::default().limit(1))).await {
                 Ok(Ok(_)) => break,
-                Ok(Err(kube::Error::Api(status))) if status.is_not_found() => return Err(ClusterError::MissingCrd(kind.as_str())),
+                // By the code: for a group that it does not know the apiserver's 404 is plain text, without a reason.
+                Ok(Err(kube::Error::Api(status))) if status.code == 404 => return Err(ClusterError::MissingCrd(kind.as_str())),
                 Ok(Err(kube::Error::Api(status))) if status.is_forbidden() || status.code == 401 => {
                     return Err(ClusterError::Refused { kind: kind.as_str(), reason: status.message });
                 }

@@ -34,9 +34,9 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 /// How long requests in flight are waited for at the end.
-const STOP_SERVING: Duration = Duration::from_secs(3);
+const STOP_SERVING: Duration = Duration::from_secs(5);
 /// How long what is to be written is waited for at the end.
-const FLUSH: Duration = Duration::from_secs(5);
+const FLUSH: Duration = Duration::from_secs(4);
 
 /// Why the manager does not run (any more). Each is one line for the operator.
 #[derive(Debug, Error)]
@@ -129,11 +129,6 @@ async fn run(arguments: RunArguments) -> Result<(), RunError> {
     let devices = listen("--addr", arguments.addr).await?;
     let admin = listen("--admin-addr", arguments.admin_addr).await?;
     let clients = cluster::connect(arguments.kubeconfig.as_deref()).await?;
-    tokio::select! {
-        checked = cluster::check(&clients) => checked?,
-        _ = terminate.recv() => return Ok(()),
-        _ = interrupt.recv() => return Ok(()),
-    }
 
     let registry = Registry::new();
     let status_metrics = StatusMetrics::register(&registry)?;
@@ -166,9 +161,6 @@ async fn run(arguments: RunArguments) -> Result<(), RunError> {
     let mut servers = Tasks::default();
     let mut tasks = Tasks::default();
     let mut writers = Tasks::default();
-    for kind in Kind::ALL {
-        tasks.spawn("watch", watch::run(clients.watch.clone(), kind, directory.clone(), last_events.clone(), working.clone()));
-    }
     tasks.spawn("credentials", credentials.watch_files(working.clone()));
     let trickle = arguments.mass_disconnects_per_second as usize;
     tasks.spawn("sweeper", sweeper::run(directory.clone(), roll.clone(), writer.clone(), presence_metrics, trickle, working.clone()));
@@ -179,7 +171,7 @@ async fn run(arguments: RunArguments) -> Result<(), RunError> {
         });
     }
     writers.spawn("writer", writer.clone().run(flushing.clone()));
-    let view = Admin { registry, metrics: manager_metrics, directory: directory.clone(), last_events, roll: roll.clone(), writer };
+    let view = Admin { registry, metrics: manager_metrics, directory: directory.clone(), last_events: last_events.clone(), roll: roll.clone(), writer };
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         identity,
@@ -206,6 +198,16 @@ async fn run(arguments: RunArguments) -> Result<(), RunError> {
             tracing::info!(devices = directory.read(Index::device_count), "the first lists are in: serving devices");
             events.repair(&directory).await;
         });
+    }
+
+    // The ports are open by now, so that devices hear 503 and not nothing while an apiserver is waited for.
+    tokio::select! {
+        checked = cluster::check(&clients) => checked?,
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    }
+    for kind in Kind::ALL {
+        tasks.spawn("watch", watch::run(clients.watch.clone(), kind, directory.clone(), last_events.clone(), working.clone()));
     }
 
     let lost = tokio::select! {
