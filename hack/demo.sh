@@ -1,0 +1,348 @@
+#!/usr/bin/env bash
+# The runbook, played against a real kube-apiserver: each step shows the command that a person would type, what it
+# says, and a check with what was measured. Exit code 0 only when every check held. It takes three and a half
+# minutes, since heartbeats of 15 s are the real thing; the first run on a machine also builds what is needed.
+#
+#   hack/demo.sh                    play, clean up
+#   KEEP=1 hack/demo.sh             play, leave it running, say what to try and how to stop it
+#   PROFILE=release hack/demo.sh    with optimised binaries (a much longer build; the demo looks the same)
+#
+# Everything it starts has its own folder, ports and processes; nothing is left after the end, a failure or Ctrl-C.
+# shellcheck disable=SC2016  # what is typed is shown with its variables and expanded when it runs
+set -uo pipefail
+export LC_ALL=C
+if ((BASH_VERSINFO[0] < 5)) || [[ ! -d /proc/self/fd ]]; then
+  echo "demo: needs Linux and bash 5 or newer" >&2
+  exit 1
+fi
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
+# shellcheck source=hack/demo/stage.sh
+source hack/demo/stage.sh
+
+# --- What is needed ---
+
+missing() { die "$1 is needed ($2)"; }
+command -v cargo >/dev/null || missing cargo "Rust, https://rustup.rs"
+command -v curl >/dev/null || missing curl "it plays the device in some steps; any package manager has it"
+case "${PROFILE:-debug}" in
+  debug) flags=() ;;
+  release) flags=(--release) ;;
+  *) die "PROFILE is debug or release, not ${PROFILE}" ;;
+esac
+DEMO="$(mktemp -d "${TMPDIR:-/tmp}/praetor-demo.XXXXXX")" || die "no folder for this run"
+
+heading 0 "What is needed"
+assets="$(hack/controlplane.sh)" || die "there is no control plane; the line above says why"
+start_ms="$(now)"
+printf '%s$ cargo build %s%s\n' "$bold" "${flags[*]:-  # PROFILE=release takes several times as long and shows the same}" "$plain"
+set -m
+(exec cargo build --locked --bins "${flags[@]}") >"$DEMO/build.log" 2>&1 </dev/null &
+foreground=$!
+set +m
+beat=$start_ms
+while kill -0 "$foreground" 2>/dev/null; do
+  nap 0.2
+  if [[ -t 1 ]]; then
+    printf '%s  %s%d s %s%s' "$line" "$dim" $((($(now) - start_ms) / 1000)) "$(tail -n 1 "$DEMO/build.log" | cut -c 1-90)" "$plain"
+  elif (($(now) - beat > 15000)); then
+    beat="$(now)"
+    printf '  %d s, %s\n' $(((beat - start_ms) / 1000)) "$(tail -n 1 "$DEMO/build.log" | sed 's/^ *//' | cut -c 1-90)"
+  fi
+done
+wait "$foreground" || { printf '%s' "$line"; tail -n 40 "$DEMO/build.log" >&2; die "the build failed"; }
+foreground=""
+folder="$(cargo metadata --format-version 1 --no-deps 2>/dev/null | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')"
+BIN="$folder/${PROFILE:-debug}"
+[[ -x "$BIN/praetor-manager" && -x "$BIN/praetor-agent" ]] || die "$BIN holds no praetor-manager and praetor-agent"
+say "${line}praetor-manager and praetor-agent are built ($(seconds $(($(now) - start_ms))))."
+
+# What every command below finds, and nothing of the caller's own that could change what they do.
+export PATH="$assets:$BIN:$PATH" KUBECONFIG="$DEMO/admin.kubeconfig" KUBECACHEDIR="$DEMO/kube-cache" KUBERC=off
+export CURL_HOME="$DEMO" NO_PROXY='*' no_proxy='*' DEMO BIN
+start_ms="$(now)"
+start_control_plane
+say "etcd and kube-apiserver $(kube-apiserver --version | cut -d ' ' -f 2) run on loopback, with RBAC and an audit log" \
+  "($(seconds $(($(now) - start_ms)))). \$DEMO is the folder of this run."
+
+# --- The runbook ---
+
+heading 1 "The custom resources"
+run 'kubectl apply -k crd'
+run 'kubectl wait --for=condition=Established crd --all --timeout=30s'
+check_equal "CRDs established" "$(grep -c 'condition met' "$DEMO/out")" 3
+run 'kubectl api-resources --api-group=azure.com'
+described() { kubectl explain deviceprocess.spec.execution 2>/dev/null | grep -q '^ *backend'; }
+within 20 described
+run 'kubectl explain deviceprocess.spec.execution'
+check_equal "kubectl explain describes backend, command, env, user" "$(grep -cE '^ *(backend|command|env|user)\s' "$DEMO/out")" 4
+
+heading 2 "Switches, and a manager"
+run 'kubectl apply -f config/samples/namespace.yaml -f config/samples/networkswitches.yaml'
+run 'kubectl get networkswitches -L role,site'
+switches="$(kubectl get nsw -l role=tor -o name | wc -l)"
+check "switches labelled role=tor" "$switches" "2 or more" test "$switches" -ge 2
+say "The manager is no cluster admin: it gets the token of the ServiceAccount that config/rbac describes, and nothing else."
+run 'kubectl apply -k config/rbac'
+# Its roles may be a moment away from being in force.
+within 10 kubectl auth can-i patch deviceprocesses/status --as=system:serviceaccount:praetor-system:praetor-manager >/dev/null
+try 'kubectl auth can-i get secrets -A --as=system:serviceaccount:praetor-system:praetor-manager'
+check_equal "the manager's account may read Secrets" "$(tail -n 1 "$DEMO/out")" no
+kubeconfig praetor-manager "$(kubectl create token praetor-manager -n praetor-system --duration=8h)" >"$DEMO/manager.kubeconfig"
+random_hex >"$DEMO/secret"
+GATEWAY="http://127.0.0.1:$(free_port)" ADMIN="http://127.0.0.1:$(free_port)"
+export GATEWAY ADMIN
+# The settings of this shell are not the manager's: env -i.
+manager='env -i "$BIN/praetor-manager" --kubeconfig "$DEMO/manager.kubeconfig" --device-token-secret-file "$DEMO/secret" --addr "${GATEWAY#http://}" --admin-addr "${ADMIN#http://}" --access-log all'
+manager_ready() { running manager && curl -sf -m 5 "$ADMIN/readyz" >/dev/null; }
+start_ms="$(now)"
+start manager "$manager"
+within 20 manager_ready || die "praetor-manager did not become ready: $(tail -n 1 "$DEMO/manager.log")"
+took=$(($(now) - start_ms))
+run 'curl -si $ADMIN/readyz'
+check_time "manager ready" "$took" 10
+
+heading 3 "One DeviceProcessDeployment, a DeviceProcess for each matching switch"
+names() { kubectl get dp -o name | sort | sed 's|.*/||' | xargs; }
+children=(switch-agent-tor1-01 switch-agent-tor1-02)
+fanned_out() { [[ "$(names)" == "${children[*]}" ]]; }
+start_ms="$(now)"
+run 'kubectl apply -f config/samples/deviceprocessdeployment.yaml'
+within 10 fanned_out
+took=$(($(now) - start_ms))
+run 'kubectl get deviceprocesses -L role,app,apollo.azure.com/deviceName'
+check "children are named switch-agent-tor1-01 and -02" "$(names | wc -w)" 2 test "$(names)" = "${children[*]}"
+check_time "they exist after the apply" "$took" 5
+labelled="$(kubectl get dp -l app=switch-agent,role=tor,apollo.azure.com/deviceName -o name | wc -l)"
+check_equal "they carry the labels of device, selector and template" "$labelled" 2
+check_equal "phase before any agent, by schema default" "$(kubectl get dp -o 'jsonpath={.items[*].status.phase}')" "Pending Pending"
+run 'kubectl get dpd'
+
+heading 4 "Two agents, which hold no kubeconfig"
+agent() { # device
+  echo "env -i APOLLO_DEVICE_NAME=$1 APOLLO_GATEWAY_URL=\$GATEWAY APOLLO_DEVICE_TOKEN=\$(praetor-manager token $1 --device-token-secret-file \$DEMO/secret) APOLLO_AGENT_STATE_FILE=\$DEMO/$1.json \$BIN/praetor-agent"
+}
+start_ms="$(now)"
+start agent-tor1-01 "$(agent tor1-01)"
+start agent-tor1-02 "$(agent tor1-02)"
+run 'kubectl wait --for=condition=SpecObserved --timeout=15s dp --all'
+run 'kubectl wait --for=condition=AgentConnected --timeout=15s dp --all'
+took=$(($(now) - start_ms))
+run 'kubectl get dp,nsw'
+run "kubectl describe dp switch-agent-tor1-01 | sed -n '/^Status:/,\$p'"
+check_time "status of both after the agents' start" "$took" 5
+check_equal "AgentConnected of both" "$(kubectl get dp -o 'jsonpath={.items[*].status.conditions[?(@.type=="AgentConnected")].status}')" "True True"
+check_equal "SpecObserved of both" "$(kubectl get dp -o 'jsonpath={.items[*].status.conditions[?(@.type=="SpecObserved")].status}')" "True True"
+check_equal "phase of both (this agent observes, it starts nothing)" "$(kubectl get dp -o 'jsonpath={.items[*].status.phase}')" "Pending Pending"
+TOKEN="$(praetor-manager token tor1-01 --device-token-secret-file "$DEMO/secret")"
+export TOKEN
+served_hash() { # device; the hash of the spec that the gateway serves it
+  local token
+  token="$(praetor-manager token "$1" --device-token-secret-file "$DEMO/secret")"
+  curl -s -H "X-Device-Token: $token" "$GATEWAY/v1/devices/$1/desired" | grep -o 'sha256:[0-9a-f]\{64\}' | head -n 1
+}
+counts() { echo "$(events_of "${children[0]}" "$1"), $(events_of "${children[1]}" "$1")"; }
+first_hash="$(served_hash tor1-01)"
+observed() { kubectl get dp -o 'jsonpath={.items[*].status.observedSpecHash}'; }
+check "observedSpecHash is the hash that the gateway serves" "${first_hash:0:15}..." "on both" test "$(observed)" = "$first_hash $first_hash"
+run 'kubectl get events --sort-by=.metadata.creationTimestamp'
+check_equal "events AgentConnected of tor1-01, tor1-02" "$(counts AgentConnected)" "1, 1"
+check_equal "events SpecObserved of tor1-01, tor1-02" "$(counts SpecObserved)" "1, 1"
+say "What an agent knows, and whom it talks to:"
+for device in tor1-01 tor1-02; do
+  export PID="${pids[agent-$device]}"
+  run "tr '\\0' '\\n' </proc/$PID/environ | sed -E 's/(TOKEN=).*/\\1.../'"
+  check_equal "agent $device: variables beside its own four" "$(grep -cvE '^APOLLO_(DEVICE_NAME|GATEWAY_URL|DEVICE_TOKEN|AGENT_STATE_FILE)=' "$DEMO/out")" 0
+  command -v ss >/dev/null && run "ss -Htnp | grep pid=$PID, | tr -s ' '"
+  check_equal "agent $device: open files named after a kubeconfig" "$(for fd in /proc/"$PID"/fd/*; do readlink "$fd"; done | grep -ci kubeconfig)" 0
+  check_equal "agent $device: connections to the apiserver (:$apiserver_port)" "$(peers_of "$PID" | grep -c ":$apiserver_port$")" 0
+  talks="$(peers_of "$PID" | grep -c ":${GATEWAY##*:}$")"
+  check "agent $device: connections to the gateway (:${GATEWAY##*:})" "$talks" "1 or more" test "$talks" -ge 1
+done
+seen="$(peers_of "${pids[manager]}" | grep -c ":$apiserver_port$")"
+check "manager, looked at in the same way: to the apiserver" "$seen" "1 or more" test "$seen" -ge 1
+
+heading 5 "The device API by hand"
+say "TOKEN is what 'praetor-manager token tor1-01' prints."
+url='"$GATEWAY/v1/devices/tor1-01/desired"'
+status() { head -n 1 "$1" | cut -d ' ' -f 2; }
+run "curl -si $url"
+check_equal "without a token" "$(status "$DEMO/out")" 401
+run "curl -si -H \"X-Device-Token: \$TOKEN\" $url"
+check_equal "with the device's token" "$(status "$DEMO/out")" 200
+etag_in() { tr -d '\r' <"$1" | sed -n 's/^[Ee][Tt][Aa][Gg]: *//p'; }
+ETAG="$(etag_in "$DEMO/out")"
+export ETAG
+run "curl -si -H \"X-Device-Token: \$TOKEN\" -H \"If-None-Match: \$ETAG\" $url"
+check "with the token and the ETag" "$(status "$DEMO/out")" "304, same ETag" test "$(status "$DEMO/out") $(etag_in "$DEMO/out")" = "304 $ETAG"
+start_ms="$(now)"
+run "curl -si -H \"X-Device-Token: \$TOKEN\" -H \"If-None-Match: \$ETAG\" ${url%\"}?waitSeconds=2\""
+check_between "a long-poll of 2 s without a change, answered with $(status "$DEMO/out")" $(($(now) - start_ms)) 2 3
+run 'curl -s $ADMIN/metrics | grep ^praetor_desired_requests_total'
+ratio() { # 304s, all
+  awk -v hit="$1" -v all="$2" 'BEGIN { printf "%d %%", (all ? 100 * hit / all : 0) }'
+}
+hits="$(metric 'praetor_desired_requests_total\{code="304"')" all="$(metric 'praetor_desired_requests_total')"
+check "304s so far, our first requests included ($hits of $all)" "$(ratio "$hits" "$all")" "2 or more" test "$hits" -ge 2
+
+heading 6 "A minute of heartbeats"
+quiet
+say "Two agents report every 15 s and long-poll in between. Nobody touches anything for 60 s; then the apiserver's audit log (all but its own requests to itself) is asked who has written."
+mark="$(audit_mark)" reports="$(metric 'praetor_reports_total\{code="200"')"
+hits="$(metric 'praetor_desired_requests_total\{code="304"')" all="$(metric 'praetor_desired_requests_total')"
+run 'sleep 60'
+reports=$(($(metric 'praetor_reports_total\{code="200"') - reports))
+hits=$(($(metric 'praetor_desired_requests_total\{code="304"') - hits)) all=$(($(metric 'praetor_desired_requests_total') - all))
+try "tail -c +$((mark + 1)) \$DEMO/audit.log | grep -cE '\"verb\":\"(create|update|patch|delete|deletecollection)\"'"
+check_equal "writes at the apiserver in that minute, by anybody" "$(writes_since "$mark")" 0
+check "reports in that minute" "$reports" "7 to 9" test "$reports" -ge 7 -a "$reports" -le 9
+check_equal "304s among that minute's $all requests for desired state" "$(ratio "$hits" "$all")" "100 %"
+
+heading 7 "A new version"
+mark="$(audit_mark)"
+start_quietly poll 'curl -s -D $DEMO/poll.headers -o $DEMO/poll.body -H "X-Device-Token: $TOKEN" -H "If-None-Match: $ETAG" "$GATEWAY/v1/devices/tor1-01/desired?waitSeconds=30"'
+parked() { [[ "$(metric praetor_longpolls_parked)" -ge 3 ]]; }
+within 5 parked
+say "Both agents wait in a long-poll, and so does a curl of ours for tor1-01."
+start_ms="$(now)"
+run "kubectl patch dpd switch-agent --type=merge -p '{\"spec\":{\"template\":{\"spec\":{\"artifact\":{\"url\":\"registry.example.com/network/switch-agent:1.3.0\",\"checksumSHA256\":null}}}}}'"
+poll_answered() { ! running poll; }
+within 10 poll_answered
+took_poll=$(($(now) - start_ms))
+end poll TERM 0
+taken_over() { local seen; seen="$(observed)"; [[ -n "$seen" && "$seen" != *"$first_hash"* && "${seen% *}" == "${seen#* }" ]]; }
+within 15 taken_over
+took=$(($(now) - start_ms))
+second_hash="$(served_hash tor1-01)"
+run 'kubectl get dp'
+run 'tail -n 2 $DEMO/agent-tor1-01.log'
+check_time "long-poll answered with $(status "$DEMO/poll.headers") after the edit" "$took_poll" 5
+new="$(etag_in "$DEMO/poll.headers")"
+check "the ETag is a new one" "${new:1:8}, was ${ETAG:1:8}" different test -n "$new" -a "$new" != "$ETAG"
+check_time "new hash in the status of both after the edit" "$took" 5
+check "observedSpecHash is what the gateway serves now" "${second_hash:0:15}..." "on both" test "$(observed)" = "$second_hash $second_hash"
+quiet
+run 'kubectl get events --field-selector reason=SpecObserved'
+check_equal "events SpecObserved: one more for tor1-01, tor1-02" "$(counts SpecObserved)" "2, 2"
+status_writes() { writes_since "$mark" '"resource":"deviceprocesses"' '"subresource":"status"' "\"name\":\"$1\""; }
+check_equal "status writes for it, tor1-01, tor1-02" "$(status_writes "${children[0]}"), $(status_writes "${children[1]}")" "1, 1"
+
+heading 8 "An agent dies"
+lost=switch-agent-tor1-02
+mark="$(audit_mark)"
+kill9 agent-tor1-02
+contact="$(last_contact tor1-02)"
+say "Its last report was $(seconds $(($(now) - contact))) ago. A device is called disconnected after three heartbeats of silence (45 s), and at most 10 s later."
+run "kubectl wait --for=condition=AgentConnected=False --timeout=75s dp/$lost"
+check_between "AgentConnected=False after its last contact" $(($(now) - contact)) 45 55
+quiet
+run "kubectl get dp,nsw; kubectl get events --field-selector type=Warning"
+check_equal "Warnings AgentDisconnected of tor1-01, tor1-02" "$(counts AgentDisconnected)" "0, 1"
+check_equal "Warnings in all" "$(kubectl get events --field-selector type=Warning -o name | wc -l)" 1
+check_equal "writes for it: its status, its switch's, one event" "$(writes_since "$mark")" 3
+check_equal "AgentConnected of switch tor1-02" "$(kubectl get nsw tor1-02 -o 'jsonpath={.status.conditions[?(@.type=="AgentConnected")].status}')" False
+
+heading 9 "It comes back"
+token2="$(praetor-manager token tor1-02 --device-token-secret-file "$DEMO/secret")"
+tag_of_tor1_02() { curl -s -o /dev/null -D "$DEMO/headers" -H "X-Device-Token: $token2" "$GATEWAY/v1/devices/tor1-02/desired" && etag_in "$DEMO/headers"; }
+before="$(tag_of_tor1_02)"
+start_ms="$(now)"
+start agent-tor1-02 "$(agent tor1-02)"
+run "kubectl wait --for=condition=AgentConnected --timeout=15s dp/$lost"
+check_time "AgentConnected=True after its start" $(($(now) - start_ms)) 3
+check "its desired state is still the same" "ETag ${before:1:8}" "the same ETag" test -n "$before" -a "$before" = "$(tag_of_tor1_02)"
+quiet
+check_equal "events AgentConnected of tor1-01, tor1-02" "$(counts AgentConnected)" "1, 2"
+check_equal "events SpecObserved of tor1-01, tor1-02" "$(counts SpecObserved)" "2, 2"
+
+heading 10 "The manager dies while an agent is dead"
+lost=switch-agent-tor1-01
+kill9 agent-tor1-01
+contact="$(last_contact tor1-01)"
+kill9 manager
+start_ms="$(now)" mark="$(audit_mark)"
+start manager "$manager"
+within 20 manager_ready || die "praetor-manager did not become ready again: $(tail -n 1 "$DEMO/manager.log")"
+check_time "manager ready again" $(($(now) - start_ms)) 10
+say "It has never heard of tor1-01. It gives everybody one window of 45 s, and then it judges."
+run "kubectl wait --for=condition=AgentConnected=False --timeout=90s dp/$lost"
+check_between "AgentConnected=False after the manager's start" $(($(now) - start_ms)) 45 55
+check_time "AgentConnected=False after the last contact" $(($(now) - contact)) 75
+quiet
+run "kubectl get dp; kubectl get events --field-selector type=Warning"
+check_equal "Warnings AgentDisconnected of tor1-01, tor1-02" "$(counts AgentDisconnected)" "1, 1"
+check_equal "Warnings in all, with the one of step 8" "$(kubectl get events --field-selector type=Warning -o name | wc -l)" 2
+check_equal "AgentConnected of the agent that lived on" "$(field switch-agent-tor1-02 '{.status.conditions[?(@.type=="AgentConnected")].status}')" True
+check_equal "writes of the new manager: a status, its switch's, one event" "$(writes_since "$mark")" 3
+
+heading 11 "Clean-up"
+gone() { [[ -z "$(names)" ]]; }
+start_ms="$(now)"
+run 'kubectl delete dpd switch-agent'
+within 20 gone
+check_time "children gone, without any garbage collector" $(($(now) - start_ms)) 10
+run 'kubectl get dp'
+run "curl -s -H \"X-Device-Token: \$TOKEN\" $url"
+check "the gateway has nothing for tor1-01 any more" "$(grep -c '"name"' "$DEMO/out") items" "0 items" grep -q '"items": *\[\]' "$DEMO/out"
+check_equal "logs that hold a token or the secret" "$(grep -lF -e "$TOKEN" -e "$token2" -e "$(cat "$DEMO/secret")" "$DEMO"/*.log | wc -l)" 0
+if [[ -n "${KEEP:-}" && "$failed" == 0 ]]; then
+  say "KEEP is set: the deployment is applied again and all stays up."
+  run 'kubectl apply -f config/samples/deviceprocessdeployment.yaml'
+  start agent-tor1-01 "$(agent tor1-01)"
+  within 10 fanned_out
+  run 'kubectl wait --for=condition=AgentConnected --timeout=15s dp --all'
+else
+  run 'kubectl delete -f config/samples/networkswitches.yaml'
+  start_ms="$(now)"
+  echo "${bold}\$ kill -TERM ${pids[manager]}  # manager${plain}"
+  end manager TERM 15
+  check "SIGTERM ends the manager (exit code $code)" "$(seconds $(($(now) - start_ms)))" "at most 10 s" test "$code" -eq 0 -a $(($(now) - start_ms)) -le 10000
+fi
+
+summary
+took="$(($(now) - begun_ms))" took="$((took / 60000)) min $((took / 1000 % 60)) s"
+if ((failed > 0)); then
+  echo "${red}$failed of ${#rows[@]} checks failed${plain} ($took)."
+  exit 1
+fi
+echo "${green}All ${#rows[@]} checks held${plain} ($took)."
+[[ -n "${KEEP:-}" ]] || exit 0
+
+# --- KEEP=1 ---
+
+{
+  for name in PATH KUBECONFIG KUBECACHEDIR GATEWAY ADMIN TOKEN DEMO BIN; do printf 'export %s=%q\n' "$name" "${!name}"; done
+} >"$DEMO/env"
+{
+  echo '#!/usr/bin/env bash'
+  echo '# Ends what the demo has left running, and removes its folder.'
+  for name in agent-tor1-01 agent-tor1-02 manager apiserver etcd; do
+    pid="${pids[$name]}"
+    # A pid may belong to another process by now; its start time tells.
+    started="$(cut -d ' ' -f 22 "/proc/$pid/stat")"
+    echo "[[ \"\$(cut -d ' ' -f 22 /proc/$pid/stat 2>/dev/null)\" != $started ]] || kill -KILL $pid  # $name"
+  done
+  printf 'rm -rf %q\n' "$DEMO"
+} >"$DEMO/stop"
+chmod 700 "$DEMO/stop"
+cat <<TEXT
+
+It is still running. In a shell:
+
+  source $DEMO/env      # KUBECONFIG, PATH with kubectl, GATEWAY, ADMIN, TOKEN (of tor1-01)
+
+  kubectl get dpd,dp,nsw -o wide
+  kubectl describe dp switch-agent-tor1-01
+  kubectl get events -w
+  kubectl label nsw spine1-01 role=tor --overwrite     # a third child appears
+  kubectl label nsw tor1-02 maintenance=yes            # its child goes
+  kubectl edit dpd switch-agent                        # every agent has the new spec at once
+  kubectl patch dp switch-agent-tor1-01 --type=merge -p '{"spec":{"deviceRef":{"name":"other"}}}'   # refused
+
+  curl -si -H "X-Device-Token: \$TOKEN" \$GATEWAY/v1/devices/tor1-01/desired
+  curl -si -H "X-Device-Token: \$TOKEN" -X POST -d '{"agentVersion":"curl"}' \$GATEWAY/v1/devices/tor1-01/connect
+  curl -s \$ADMIN/metrics
+  tail -f \$DEMO/manager.log \$DEMO/agent-*.log
+
+To stop it: $DEMO/stop
+TEXT
+kept=yes
