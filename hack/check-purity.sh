@@ -14,7 +14,7 @@ check() {
       impure = word("tokio|hyper|hyper_util|axum|parking_lot|dashmap|moka|Mutex|RwLock|SystemTime|(Instant|Timestamp|Zoned)::now|rand::(rng|random)" \
         "|std::(env|fs|net|thread|process)|kube::(Client|Api|client|runtime|config|Config)|tracing_subscriber") "|[.]elapsed[(][)]"
       # What a room may use besides itself; the others may use everything but what they must not.
-      may["wire"] = may["runtime"] = "-"; may["agent"] = "wire|runtime"; may["api"] = "wire"
+      may["wire"] = may["runtime"] = "-"; may["agent"] = may["fleet"] = "wire|runtime"; may["api"] = "wire"
       mustnot["gateway"] = "rollout|manager"; mustnot["rollout"] = "gateway|manager"
     }
     FNR == 1 {

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# The README names every flag, variable and metric that there is, and none that there is not.
+# The README names every flag, variable and metric that there is, and none that there is not. Asks the binaries that
+# `make binaries` has built.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-run() { cargo run --locked --quiet --bin "$@"; }
+built="${CARGO_TARGET_DIR:-target}/debug"
 
 compare() { # what, the present ones; those of the README come on standard input
   local absent
@@ -12,7 +13,7 @@ compare() { # what, the present ones; those of the README come on standard input
 words() { grep -oE -- "$1" || true; }
 section() { awk -v title="## $1" '/^## / { on = $0 == title } on' README.md; }
 
-help="$(run praetor-manager -- --help; run praetor-manager -- crds --help; run praetor-agent -- --help)"
+help="$("$built/praetor-manager" --help; "$built/praetor-manager" crds --help; "$built/praetor-agent" --help)"
 own='--(help|version)$'
 compare flag "$(words '--[a-z][a-z-]+' <<<"$help" | grep -vE -- "$own")" < <(section 'Flags and variables' | words '--[a-z][a-z-]+' | grep -vE -- "$own")
 compare variable "$(words '(APOLLO|POD)_[A-Z_]+' <<<"$help")" < <(section 'Flags and variables' | words '(APOLLO|POD)_[A-Z_]+')

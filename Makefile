@@ -1,0 +1,97 @@
+# Praetor. `make` lists what can be done here; everything works from a clean clone on a Linux with Rust and Go.
+.DEFAULT_GOAL := help
+SHELL := /usr/bin/env bash
+.SHELLFLAGS := -euo pipefail -c
+# The steps share one target folder and two cores are soon busy: one after the other, also under -j.
+.NOTPARALLEL:
+# Where the installers of Rust and Go put things, for shells that have not been told.
+export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/local/go/bin
+# Never a lock file that differs from the committed one.
+CARGO := cargo
+LOCKED := --locked
+AGENT_ONLY := --no-default-features --features agent
+MANAGER_ONLY := --no-default-features --features manager
+
+##@ Use it
+
+demo: tools ## Play the whole story on a real control plane and check every step (KEEP=1 leaves it running)
+	@hack/demo.sh
+
+build: tools ## Release binaries, each with its own features only, and their sizes
+	@$(CARGO) build $(LOCKED) --release $(AGENT_ONLY) --bin praetor-agent
+	@$(CARGO) build $(LOCKED) --release $(MANAGER_ONLY) --bin praetor-manager
+	@cd "$${CARGO_TARGET_DIR:-target}/release" && ls -lh praetor-agent praetor-manager | awk '{ print $$5, $$NF }'
+
+bench: tools controlplane ## Measure what the README's table says (takes a while; wants a quiet machine)
+	@hack/bench.sh
+
+controlplane: ## Provide kube-apiserver, etcd and kubectl; prints their folder (KUBEBUILDER_ASSETS, cache, or a Go build)
+	@hack/controlplane.sh
+
+##@ Change it
+
+test: tools fmt-check purity clippy docs agent-only generated unit e2e ## Everything that must hold before a change is done
+	@echo "test: everything holds"
+
+lint: tools fmt-check purity clippy docs generated ## The checks of `make test` that start nothing
+
+fmt: tools ## Format the code
+	@$(CARGO) fmt
+
+manifests: tools ## Write the CRDs in crd/ anew from the types in src/api
+	@$(CARGO) run $(LOCKED) --quiet --bin praetor-manager -- crds --output-dir crd
+
+clean: ## Remove what was built (the control plane's cache outside of the clone stays)
+	@$(CARGO) clean
+
+##@ Parts of `make test`
+
+tools: ## Rust, its components and a C compiler: installs what it can and says what is missing
+	@hack/tools.sh
+
+fmt-check: ## Formatting, unchanged
+	@$(CARGO) fmt --check
+
+purity: ## Pure files are pure, arrows between rooms hold, no file is too long; and the check can fail
+	@hack/check-purity.sh --self-test
+	@hack/check-purity.sh
+
+clippy: ## Lints are errors: all targets, and each binary with its own features alone
+	$(CARGO) clippy $(LOCKED) --all-targets --all-features -- -D warnings
+	$(CARGO) clippy $(LOCKED) --all-targets $(AGENT_ONLY) -- -D warnings
+	$(CARGO) clippy $(LOCKED) --all-targets $(MANAGER_ONLY) -- -D warnings
+
+# Help texts of flags are documentation, too, and say <NAME>.
+docs: ## The documentation builds and its links lead somewhere
+	RUSTDOCFLAGS="-D warnings -A rustdoc::invalid_html_tags" $(CARGO) doc $(LOCKED) --no-deps --lib
+
+generated: binaries ## The CRDs in crd/ are what the types say, and the README names every flag and metric
+	@hack/check-generated.sh
+	@hack/check-readme.sh
+
+# With the tests, so that every step uses one build of the dependencies: tests ask for more features of some.
+binaries: ## The binaries and all tests, unoptimized
+	$(CARGO) build $(LOCKED) --bins --tests
+
+agent-only: ## The agent builds alone, and nothing in it knows Kubernetes
+	$(CARGO) build $(LOCKED) $(AGENT_ONLY) --bins
+	@hack/check-agent.sh
+
+unit: ## Unit and property tests
+	$(CARGO) test $(LOCKED) --lib --bins
+	$(CARGO) test $(LOCKED) --doc
+
+e2e: ## End-to-end tests on a real control plane; all of them run, also after a failure
+	@assets="$$(hack/controlplane.sh)"; set -x; \
+	KUBEBUILDER_ASSETS="$$assets" $(CARGO) test $(LOCKED) --no-fail-fast --test '*'
+
+##@ Now and then
+
+deny: ## Licences, advisories and duplicates of the dependencies (asks the network)
+	@command -v cargo-deny >/dev/null || { echo "deny: cargo-deny is missing: cargo install --locked cargo-deny" >&2; exit 1; }
+	@$(CARGO) deny --all-features check
+
+help: ## This list
+	@awk 'BEGIN { FS = ":.*## " } /^##@ / { printf "\n%s\n", substr($$0, 5) } /^[a-z0-9-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: $(shell awk -F: '/^[a-z0-9-]+:/ { print $$1 }' $(firstword $(MAKEFILE_LIST)))
