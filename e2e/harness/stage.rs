@@ -10,7 +10,7 @@ use tokio::sync::{Mutex, MutexGuard};
 use tokio::task::JoinHandle;
 
 use super::cluster::Cluster;
-use super::controlplane::ControlPlane;
+use super::controlplane::{ControlPlane, Part};
 use super::device::Device;
 use super::scenario;
 use super::wait::wait_for;
@@ -32,6 +32,10 @@ impl Stage {
         static TURN: Mutex<()> = Mutex::const_new(());
         let turn = TURN.lock().await;
         let plane = ControlPlane::shared().await;
+        if !plane.kubectl().output(&["get", "--raw=/readyz", "--request-timeout=5s"], None).await.ok {
+            // A test that failed in the middle of a fault.
+            plane.restart(Part::Apiserver).await;
+        }
         let kinds = "networkswitches,deviceprocessdeployments,deviceprocesses";
         plane.kubectl().run(&["delete", kinds, "--all", "--all-namespaces", "--wait=false"]).await;
         let cluster = plane.cluster().await;
@@ -75,13 +79,18 @@ pub struct Heart {
 impl Heart {
     /// Starts to beat with a bootId of its own.
     pub fn start(device: &Device, every: Duration) -> Self {
+        let boot = super::process::unique("heart");
+        Self::start_with(device, every, move |sequence| scenario::heartbeat(sequence, &boot))
+    }
+
+    /// Sends what is made of the growing sequence.
+    pub fn start_with(device: &Device, every: Duration, mut say: impl FnMut(u64) -> Value + Send + 'static) -> Self {
         let (beats, refused) = (Arc::<AtomicU64>::default(), Arc::<std::sync::Mutex<Vec<String>>>::default());
         let (device, answered, complaints) = (device.clone(), beats.clone(), refused.clone());
         let task = tokio::spawn(async move {
-            let boot = super::process::unique("heart");
             for sequence in 1.. {
                 let next = Instant::now() + every;
-                let (body, path) = (scenario::heartbeat(sequence, &boot).to_string(), device.path("report"));
+                let (body, path) = (say(sequence).to_string(), device.path("report"));
                 let sent = device.try_send(http::Method::POST, &path, &[], body);
                 match tokio::time::timeout(Duration::from_millis(1_500), sent).await {
                     Ok(Ok(answer)) if answer.status == 200 => drop(answered.fetch_add(1, Ordering::Relaxed)),
