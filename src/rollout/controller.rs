@@ -3,13 +3,14 @@
 //! One deployment is never worked on twice at a time; several are, side by side. A pass writes for a short while only and
 //! then plans anew, so that an edit in the middle of a large rollout counts at once.
 
+use super::call::CallError;
 use super::events::{Happening, Subject, publish};
-use super::execute::{CallError, Executor, Outcome};
+use super::execute::{Executor, Outcome};
 use super::metrics::Metrics;
 use super::plan::{Notice, Plan, View, Why, is_deployment, plan};
 use super::schedule::{Next, SHORTEST_GAP, Schedule, Version};
-use super::tally::Obstacle;
-use crate::api::condition::reasons;
+use super::tally::{Obstacle, written};
+use crate::api::condition::{find, reasons, types};
 use crate::desired::directory::Directory;
 use crate::desired::index::{Index, Kind};
 use crate::desired::lean::{Deployment, Key, Process, Text};
@@ -97,7 +98,11 @@ struct Finished {
 /// Waits for the first complete lists of all kinds. The client must not retry by itself. The receiver is borrowed, so
 /// that a manager which loses the lead and wins it again can call this again; whoever does not must drain it.
 pub async fn run(
-    client: Client, directory: Arc<Directory>, dirty: &mut UnboundedReceiver<Key>, metrics: Metrics, shutdown: CancellationToken,
+    client: Client,
+    directory: Arc<Directory>,
+    dirty: &mut UnboundedReceiver<Key>,
+    metrics: Metrics,
+    shutdown: CancellationToken,
 ) {
     while !directory.read(|index| Kind::ALL.into_iter().all(|kind| index.synced(kind))) {
         tokio::select! {
@@ -176,7 +181,11 @@ fn everything(index: &Index) -> Vec<(Key, Version)> {
             continue;
         }
         if let Some(owner) = first.owner.as_ref().filter(|owner| is_deployment(owner)) {
-            keys.extend(index.owned_by(uid).map(|child| Key { namespace: child.key.namespace.clone(), name: owner.name.clone() }));
+            keys.extend(
+                index
+                    .owned_by(uid)
+                    .map(|child| Key { namespace: child.key.namespace.clone(), name: owner.name.clone() }),
+            );
         }
     }
     keys.into_iter().map(|key| (key.clone(), version(index, &key))).collect()
@@ -195,11 +204,21 @@ impl Snapshot {
                 owner.is_some_and(|owner| is_deployment(owner) && owner.name == key.name)
             };
             for former in index.owners().filter(|owner| Some(*owner) != uid).filter(of_this_name) {
-                strays.extend(index.owned_by(former).filter(|child| child.key.namespace == key.namespace && !child.deleting).cloned());
+                strays.extend(
+                    index
+                        .owned_by(former)
+                        .filter(|child| child.key.namespace == key.namespace && !child.deleting)
+                        .cloned(),
+                );
             }
         }
         let switches = deployment.iter().flat_map(|_| index.switches_in(&key.namespace)).cloned().collect();
-        let children = uid.into_iter().flat_map(|uid| index.owned_by(uid)).filter(|child| child.key.namespace == key.namespace).cloned().collect();
+        let children = uid
+            .into_iter()
+            .flat_map(|uid| index.owned_by(uid))
+            .filter(|child| child.key.namespace == key.namespace)
+            .cloned()
+            .collect();
         Self { deployment, switches, children, strays }
     }
 }
@@ -288,7 +307,8 @@ fn next_delay(delays: &mut Option<Delays>) -> Duration {
 impl Context {
     /// Deletes children of deployments of this name that a live read confirms gone. Says whether none are left.
     async fn clean_up(&self, key: &Key, snapshot: &Snapshot, memory: &mut Memory, verdict: &mut Verdict) -> bool {
-        let strays: Vec<_> = snapshot.strays.iter().filter(|child| !memory.going.contains_key(&child.uid)).cloned().collect();
+        let strays: Vec<_> =
+            snapshot.strays.iter().filter(|child| !memory.going.contains_key(&child.uid)).cloned().collect();
         let mut by_owner: HashMap<&Text, Vec<Arc<Process>>> = HashMap::new();
         for child in &strays {
             if let Some(owner) = &child.owner {
@@ -310,8 +330,12 @@ impl Context {
                 }
             }
             let mut outcome = self.executor.clean_up(&children, Instant::now() + SLICE, &self.shutdown).await;
-            let subject =
-                Subject { namespace: key.namespace.to_string(), name: key.name.to_string(), uid: uid.to_string(), generation: 0 };
+            let subject = Subject {
+                namespace: key.namespace.to_string(),
+                name: key.name.to_string(),
+                uid: uid.to_string(),
+                generation: 0,
+            };
             if let Some((device, error)) = outcome.refused.pop() {
                 tracing::warn!(namespace = subject.namespace, deployment = subject.name, %device, error, "children of a deployment that is gone cannot be deleted");
                 verdict.failed = true;
@@ -326,7 +350,7 @@ impl Context {
 
     async fn perform(&self, deployment: &Arc<Deployment>, plan: &Plan, memory: &mut Memory, verdict: &mut Verdict) {
         for step in &plan.steps {
-            tracing::debug!(namespace = %deployment.key.namespace, deployment = %deployment.key.name, device = %step.device, why = %step.why, "step");
+            tracing::trace!(namespace = %deployment.key.namespace, deployment = %deployment.key.name, device = %step.device, why = %step.why, "step");
         }
         let subject = Subject::from(&**deployment);
         let now = Instant::now();
@@ -348,7 +372,14 @@ impl Context {
 
     /// Writes a plan's events and then its status: should the manager die in between, the events are written again
     /// under the same names.
-    async fn tell(&self, deployment: &Deployment, subject: &Subject, plan: &Plan, memory: &mut Memory, verdict: &mut Verdict) {
+    async fn tell(
+        &self,
+        deployment: &Deployment,
+        subject: &Subject,
+        plan: &Plan,
+        memory: &mut Memory,
+        verdict: &mut Verdict,
+    ) {
         let due = memory.status_written.map(|written| written + STATUS_GAP).filter(|due| *due > Instant::now());
         for notice in &plan.notices {
             if memory.told.0 != subject.generation {
@@ -387,7 +418,22 @@ impl Context {
         let Some(patch) = patch else { return };
         memory.status_written = Some(Instant::now());
         match self.executor.patch_status(deployment, &patch).await {
-            Ok(()) => {}
+            Ok(()) => {
+                let progressing = |conditions| {
+                    find(conditions, types::PROGRESSING)
+                        .map(|condition| (condition.reason.clone(), condition.message.clone()))
+                };
+                let (before, now) = (progressing(&written(deployment).conditions), progressing(&status.conditions));
+                if let Some((reason, message)) = now.filter(|now| before.as_ref() != Some(now)) {
+                    tracing::info!(
+                        namespace = subject.namespace,
+                        deployment = subject.name,
+                        reason,
+                        message,
+                        "rollout"
+                    );
+                }
+            }
             Err(CallError::Conflict) => verdict.soon = true,
             // Its deletion is on its way here.
             Err(CallError::NotFound) => {}
@@ -400,10 +446,18 @@ impl Context {
 
     /// Remembers, tells and logs what was done to children.
     async fn judge(&self, subject: &Subject, outcome: Outcome, memory: &mut Memory, verdict: &mut Verdict) {
-        let Outcome { created, deleted, changed, revision, refused: _, failed, trouble, overtaken, unfinished } = outcome;
+        let Outcome { created, deleted, changed, revision, refused: _, failed, trouble, overtaken, unfinished } =
+            outcome;
         let (namespace, deployment) = (&*subject.namespace, &*subject.name);
         if created.len() + deleted.len() + changed > 0 {
-            tracing::info!(namespace, deployment, created = created.len(), changed, deleted = deleted.len(), "children written");
+            tracing::info!(
+                namespace,
+                deployment,
+                created = created.len(),
+                changed,
+                deleted = deleted.len(),
+                "children written"
+            );
         }
         if let Some(error) = &trouble {
             tracing::warn!(namespace, deployment, failed, %error, "children not written");
@@ -443,7 +497,10 @@ fn rest(subject: &Subject, refused: Vec<(Text, String)>, memory: &mut Memory, ve
     }
     // The first by name, so that the status does not change with the order of answers.
     let first = memory.resting.iter().min_by_key(|(device, _)| *device);
-    let obstacle = first.map(|(device, (_, error))| Obstacle { reason: reasons::DEVICE_PROCESS_REFUSED, message: format!("device {device}: {error}") });
+    let obstacle = first.map(|(device, (_, error))| Obstacle {
+        reason: reasons::DEVICE_PROCESS_REFUSED,
+        message: format!("device {device}: {error}"),
+    });
     if obstacle.is_none() {
         memory.rests = None;
     }

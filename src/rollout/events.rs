@@ -2,7 +2,7 @@
 //!
 //! Names are hashes of what happened, so that a repeat, of whichever manager, is no second event.
 
-use super::execute::{CallError, call};
+use super::call::{CallError, call};
 use super::plan::{Notice, OWNER_KIND};
 use crate::api::API_VERSION;
 use crate::desired::lean::Deployment;
@@ -10,8 +10,8 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
-use kube::api::{Api, ObjectMeta, PostParams};
 use kube::Client;
+use kube::api::{Api, ObjectMeta, PostParams};
 use sha2::{Digest, Sha256};
 
 /// `reportingController` of every event.
@@ -101,7 +101,9 @@ impl Happening {
                 action: "Create",
                 note: match instead {
                     Some(instead) => format!("{name}, for device {device}, belongs to something else; using {instead}"),
-                    None => format!("device {device} gets no DeviceProcess: {name} and the name with a hash belong to something else"),
+                    None => format!(
+                        "device {device} gets no DeviceProcess: {name} and the name with a hash belong to something else"
+                    ),
                 },
                 distinct: format!("{generation}\0{device}"),
             },
@@ -120,7 +122,11 @@ impl Happening {
         }
         let stem = subject.name.get(..200).unwrap_or(&subject.name).trim_end_matches(['-', '.']);
         Event {
-            metadata: ObjectMeta { name: Some(format!("{stem}.{hash}")), namespace: Some(subject.namespace.clone()), ..ObjectMeta::default() },
+            metadata: ObjectMeta {
+                name: Some(format!("{stem}.{hash}")),
+                namespace: Some(subject.namespace.clone()),
+                ..ObjectMeta::default()
+            },
             action: Some(self.action.to_owned()),
             event_time: Some(MicroTime(now)),
             note: Some(note),
@@ -145,7 +151,12 @@ impl Happening {
 ///
 /// # Errors
 /// When the apiserver did not take it.
-pub async fn publish(client: &Client, subject: &Subject, happening: &Happening, instance: &str) -> Result<(), CallError> {
+pub async fn publish(
+    client: &Client,
+    subject: &Subject,
+    happening: &Happening,
+    instance: &str,
+) -> Result<(), CallError> {
     let api: Api<Event> = Api::namespaced(client.clone(), &subject.namespace);
     let event = happening.event(subject, instance, Timestamp::now());
     match call(api.create(&PostParams::default(), &event)).await {
@@ -165,19 +176,33 @@ mod tests {
     #[test]
     fn notes_begin_with_the_count() {
         let names = |count: usize| (0..count).map(|i| format!("d-{i:02}")).collect();
-        assert_eq!(Happening::children("CreatedDeviceProcess", "created", names(1), 1).note, "1 DeviceProcess created: d-00");
+        assert_eq!(
+            Happening::children("CreatedDeviceProcess", "created", names(1), 1).note,
+            "1 DeviceProcess created: d-00"
+        );
         let many = Happening::children("DeletedDeviceProcess", "deleted", names(12), 1);
-        assert!(many.note.starts_with("12 DeviceProcesses deleted: d-00, d-01") && many.note.ends_with("d-09, …"), "{}", many.note);
+        assert!(
+            many.note.starts_with("12 DeviceProcesses deleted: d-00, d-01") && many.note.ends_with("d-09, …"),
+            "{}",
+            many.note
+        );
     }
 
     #[test]
     fn the_same_has_the_same_name_and_fits() {
-        let notice = Notice::NameTaken { device: "x".repeat(253).as_str().into(), name: "y".repeat(253), instead: Some("ü".repeat(400)) };
+        let notice = Notice::NameTaken {
+            device: "x".repeat(253).as_str().into(),
+            name: "y".repeat(253),
+            instead: Some("ü".repeat(400)),
+        };
         let happening = Happening::notice(&notice, 3);
         let subject = subject(&"d".repeat(250));
         let event = happening.event(&subject, &"i".repeat(200), Timestamp::UNIX_EPOCH);
         assert_eq!(event.metadata.name, happening.event(&subject, "other", Timestamp::MAX).metadata.name);
-        assert_ne!(event.metadata.name, Happening::notice(&notice, 4).event(&subject, "", Timestamp::UNIX_EPOCH).metadata.name);
+        assert_ne!(
+            event.metadata.name,
+            Happening::notice(&notice, 4).event(&subject, "", Timestamp::UNIX_EPOCH).metadata.name
+        );
         assert!(event.metadata.name.unwrap().len() <= 253);
         assert!(event.note.unwrap().len() <= MAX_NOTE_BYTES);
         assert!(event.reporting_instance.unwrap().len() <= 128);

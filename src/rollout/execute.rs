@@ -1,7 +1,8 @@
 //! Edge: performs a plan: many writes at once, each under the version that the plan has seen.
 
+use super::call::{CallError, call};
 use super::metrics::Metrics;
-use super::plan::{Action, DEVICE_KIND, OWNER_KIND, Plan, Step};
+use super::plan::{Action, DEVICE_KIND, OWNER_KIND, Plan, Step, Why};
 use super::template::{MarkMap, Template};
 use crate::api::{API_VERSION, GROUP, VERSION};
 use crate::desired::directory::Directory;
@@ -20,49 +21,14 @@ use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
-use thiserror::Error;
+use std::time::Instant;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-/// Longest wait for an answer.
-const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 /// Writes under way at once, over all deployments.
 pub const CONCURRENCY: usize = 32;
 /// So many failures in a row that are nobody's fault in particular end a pass: the apiserver is in trouble.
 const FAILURES_IN_A_ROW: u32 = 8;
-
-/// Why a call failed.
-#[derive(Debug, Error)]
-pub enum CallError {
-    /// No answer in time; the write may have happened.
-    #[error("no answer within {CALL_TIMEOUT:?}")]
-    Timeout,
-    /// The apiserver is overloaded.
-    #[error("the apiserver is busy")]
-    Busy(Option<Duration>),
-    /// The object is not what it was.
-    #[error("changed meanwhile")]
-    Conflict,
-    /// There is no such object.
-    #[error("not found")]
-    NotFound,
-    /// There is an object of that name.
-    #[error("exists already")]
-    Exists,
-    /// The apiserver will not have it, however often it is asked.
-    #[error("refused: {0}")]
-    Refused(String),
-    /// What came back is not what was asked for, so asking again would not help.
-    #[error("the apiserver (an admission webhook?) changed what was written: {0}")]
-    Altered(&'static str),
-    /// Anything else.
-    #[error(transparent)]
-    Other(kube::Error),
-    /// The request could not be built.
-    #[error("cannot be asked for: {0}")]
-    Request(String),
-}
 
 /// What a pass over a plan has done.
 #[derive(Debug, Default)]
@@ -138,53 +104,6 @@ enum Done {
     Overtaken,
 }
 
-/// Waits for a call, but not for ever, and sorts its errors.
-///
-/// # Errors
-/// See [`CallError`].
-pub async fn call<T>(request: impl Future<Output = kube::Result<T>>) -> Result<T, CallError> {
-    match tokio::time::timeout(CALL_TIMEOUT, request).await {
-        Ok(answer) => answer.map_err(CallError::from),
-        Err(_) => Err(CallError::Timeout),
-    }
-}
-
-// === impl CallError ===
-
-impl From<kube::Error> for CallError {
-    fn from(error: kube::Error) -> Self {
-        let kube::Error::Api(status) = &error else { return Self::Other(error) };
-        let retry_after = status.details.as_ref().map_or(0, |details| details.retry_after_seconds);
-        let retry_after = (retry_after > 0).then(|| Duration::from_secs(u64::from(retry_after)));
-        match status.code {
-            404 => Self::NotFound,
-            409 if status.is_already_exists() => Self::Exists,
-            409 => Self::Conflict,
-            429 | 503 => Self::Busy(retry_after),
-            400..=499 => Self::Refused(status.message.clone()),
-            _ => Self::Other(error),
-        }
-    }
-}
-
-impl CallError {
-    /// The value of the metrics' label `result`.
-    #[must_use]
-    pub fn label(&self) -> &'static str {
-        match self {
-            Self::Conflict | Self::Exists | Self::NotFound => "conflict",
-            Self::Refused(_) | Self::Altered(_) | Self::Request(_) => "refused",
-            Self::Timeout | Self::Busy(_) | Self::Other(_) => "error",
-        }
-    }
-
-    /// Whether the same call may succeed later although nobody changes anything.
-    #[must_use]
-    pub fn may_pass(&self) -> bool {
-        !matches!(self, Self::Refused(_) | Self::Altered(_) | Self::Request(_))
-    }
-}
-
 // === impl Executor ===
 
 impl Executor {
@@ -197,10 +116,16 @@ impl Executor {
     /// Performs the steps of a plan, except on devices that rest, until all are done, time is up or the token is
     /// cancelled; what has begun is always finished.
     pub async fn run(
-        &self, deployment: &Deployment, plan: &Plan, resting: &HashSet<Text>, until: Instant, shutdown: &CancellationToken,
+        &self,
+        deployment: &Deployment,
+        plan: &Plan,
+        resting: &HashSet<Text>,
+        until: Instant,
+        shutdown: &CancellationToken,
     ) -> Outcome {
         let Some(template) = &plan.template else { return Outcome::default() };
-        let steps = plan.steps.iter().filter(|step| !matches!(step.action, Action::Wait) && !resting.contains(&step.device));
+        let steps =
+            plan.steps.iter().filter(|step| !matches!(step.action, Action::Wait) && !resting.contains(&step.device));
         self.run_all(steps.map(|step| Job::Step { deployment, template, step }).collect(), until, shutdown).await
     }
 
@@ -215,13 +140,20 @@ impl Executor {
         let mut jobs = jobs.into_iter();
         let mut under_way = FuturesUnordered::new();
         loop {
-            while under_way.len() < CONCURRENCY && in_a_row < FAILURES_IN_A_ROW && Instant::now() < until && !shutdown.is_cancelled() {
+            while under_way.len() < CONCURRENCY
+                && in_a_row < FAILURES_IN_A_ROW
+                && Instant::now() < until
+                && !shutdown.is_cancelled()
+            {
                 let Some(job) = jobs.next() else { break };
                 under_way.push(self.perform(job));
             }
             let Some((job, done)) = under_way.next().await else { break };
             let (operation, device) = (job.operation(), job.device());
-            self.metrics.children_writes.with_label_values(&[operation, done.as_ref().map_or_else(CallError::label, Done::label)]).inc();
+            self.metrics
+                .children_writes
+                .with_label_values(&[operation, done.as_ref().map_or_else(CallError::label, Done::label)])
+                .inc();
             match done {
                 Ok(done) => {
                     in_a_row = 0;
@@ -253,7 +185,10 @@ impl Executor {
             Job::Step { deployment, template, step } => match &step.action {
                 Action::Create { name, labels } => self.create(deployment, template, &step.device, name, labels).await,
                 Action::Adopt { object, spec, marks } => self.adopt(deployment, template, object, *spec, marks).await,
-                Action::Update { child, spec, marks } => self.update(template, child, *spec, marks.as_ref(), None).await,
+                Action::Update { child, spec, marks } => {
+                    self.update(template, child, *spec, marks.as_ref(), None).await
+                }
+                Action::Delete { child } if step.why == Why::NotMatching => self.delete_unmatched(child).await,
                 Action::Delete { child } => self.delete(child).await,
                 Action::Wait => Ok(Done::Overtaken),
             },
@@ -261,12 +196,25 @@ impl Executor {
         (job, done)
     }
 
-    async fn create(&self, deployment: &Deployment, template: &Template, device: &str, name: &str, labels: &MarkMap) -> Result<Done, CallError> {
+    async fn create(
+        &self,
+        deployment: &Deployment,
+        template: &Template,
+        device: &str,
+        name: &str,
+        labels: &MarkMap,
+    ) -> Result<Done, CallError> {
         let namespace = &*deployment.key.namespace;
         let child = NewChild {
             api_version: API_VERSION,
             kind: Kind::Process.as_str(),
-            metadata: NewMeta { name, namespace, labels, annotations: template.annotations(), owner_references: [owner(deployment)] },
+            metadata: NewMeta {
+                name,
+                namespace,
+                labels,
+                annotations: template.annotations(),
+                owner_references: [owner(deployment)],
+            },
             spec: &template.spec(DEVICE_KIND, device, None),
         };
         let body = serde_json::to_vec(&child).map_err(|error| CallError::Request(error.to_string()))?;
@@ -278,13 +226,20 @@ impl Executor {
                 Ok(Done::Created(name.to_owned(), revision))
             }
             Err(CallError::Exists) => self.overtaken(namespace, name).await,
-            Err(CallError::NotFound) => Err(CallError::Refused(format!("there is no namespace {namespace}, or no CRD for DeviceProcesses"))),
+            Err(CallError::NotFound) => {
+                Err(CallError::Refused(format!("there is no namespace {namespace}, or no CRD for DeviceProcesses")))
+            }
             Err(error) => Err(error),
         }
     }
 
     async fn adopt(
-        &self, deployment: &Deployment, template: &Template, object: &Process, spec: bool, marks: &(MarkMap, MarkMap),
+        &self,
+        deployment: &Deployment,
+        template: &Template,
+        object: &Process,
+        spec: bool,
+        marks: &(MarkMap, MarkMap),
     ) -> Result<Done, CallError> {
         // The index keeps no owner references but the controller's; there may be others, which stay.
         let (namespace, name) = (&*object.key.namespace, &*object.key.name);
@@ -301,7 +256,12 @@ impl Executor {
     }
 
     async fn update(
-        &self, template: &Template, child: &Process, spec: bool, marks: Option<&(MarkMap, MarkMap)>, owners: Option<&[OwnerReference]>,
+        &self,
+        template: &Template,
+        child: &Process,
+        spec: bool,
+        marks: Option<&(MarkMap, MarkMap)>,
+        owners: Option<&[OwnerReference]>,
     ) -> Result<Done, CallError> {
         // A JSON Patch: a merge patch would leave behind what has left the template.
         let mut ops = vec![op("replace", "/metadata/resourceVersion", &child.revision.to_string())?];
@@ -320,7 +280,8 @@ impl Executor {
         }
         let (namespace, name) = (&*child.key.namespace, &*child.key.name);
         let body = serde_json::to_vec(&ops).map_err(|error| CallError::Request(error.to_string()))?;
-        let request = http::Request::patch(path(namespace, Kind::Process, name)).header(CONTENT_TYPE, "application/json-patch+json");
+        let request = http::Request::patch(path(namespace, Kind::Process, name))
+            .header(CONTENT_TYPE, "application/json-patch+json");
         let request = request.body(body).map_err(|error| CallError::Request(error.to_string()))?;
         match call(self.client.request::<Raw>(request)).await {
             Ok(raw) => {
@@ -335,9 +296,27 @@ impl Executor {
         }
     }
 
+    /// Deletes a child whose switch does not match, or is not there, unless that is only not known yet: the watch of
+    /// switches may be behind that of children, and a switch may have come in between.
+    async fn delete_unmatched(&self, child: &Process) -> Result<Done, CallError> {
+        let seen = self.directory.read(|index| index.progress(Kind::Switch));
+        if seen < child.revision && !child.device.is_empty() {
+            match self.get(Kind::Switch, &child.key.namespace, &child.device).await {
+                Ok(live) if live.revision() > seen => {
+                    self.directory.adopt(Kind::Switch, live);
+                    return Ok(Done::Overtaken);
+                }
+                Ok(_) | Err(CallError::NotFound) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        self.delete(child).await
+    }
+
     async fn delete(&self, child: &Process) -> Result<Done, CallError> {
         let (namespace, name) = (&*child.key.namespace, &*child.key.name);
-        let preconditions = Preconditions { resource_version: Some(child.revision.to_string()), uid: Some(child.uid.to_string()) };
+        let preconditions =
+            Preconditions { resource_version: Some(child.revision.to_string()), uid: Some(child.uid.to_string()) };
         let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::background() };
         let request = requests(namespace, Kind::Process).delete(name, &params).map_err(unbuilt)?;
         match call(self.client.request_status::<Raw>(request)).await {
@@ -413,8 +392,16 @@ impl Executor {
     }
 
     /// Takes in what a write returned. When that is not what was written, writing again would go on for ever.
-    fn take_back(&self, raw: Raw, hash: Option<SpecHash>, labels: &MarkMap, annotations: &MarkMap) -> Result<(), CallError> {
-        let have = |have: Option<&MarkMap>, want: &MarkMap| want.iter().all(|(key, value)| have.and_then(|have| have.get(key)) == Some(value));
+    fn take_back(
+        &self,
+        raw: Raw,
+        hash: Option<SpecHash>,
+        labels: &MarkMap,
+        annotations: &MarkMap,
+    ) -> Result<(), CallError> {
+        let have = |have: Option<&MarkMap>, want: &MarkMap| {
+            want.iter().all(|(key, value)| have.and_then(|have| have.get(key)) == Some(value))
+        };
         let altered = if hash.is_some_and(|hash| hash != SpecHash::of_spec(&raw.spec)) {
             Some("spec")
         } else if !have(raw.metadata.labels.as_ref(), labels) {
@@ -515,4 +502,22 @@ fn op(op: &'static str, path: &'static str, value: &(impl Serialize + ?Sized)) -
 
 fn unbuilt(error: impl std::fmt::Display) -> CallError {
     CallError::Request(error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_patch_carries_the_version_first() {
+        let ops = [
+            op("replace", "/metadata/resourceVersion", "17").unwrap(),
+            op("add", "/metadata/labels", &BTreeMap::from([("a", "b")])).unwrap(),
+        ];
+        assert_eq!(
+            serde_json::to_string(&ops).unwrap(),
+            r#"[{"op":"replace","path":"/metadata/resourceVersion","value":"17"},{"op":"add","path":"/metadata/labels","value":{"a":"b"}}]"#
+        );
+        assert_eq!(path("n", Kind::Process, "d-s"), "/apis/azure.com/v1alpha1/namespaces/n/deviceprocesses/d-s");
+    }
 }

@@ -36,11 +36,23 @@ impl Metrics {
         let buckets = vec![0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0];
         let metrics = Self {
             reconcile_seconds: Histogram::with_opts(
-                HistogramOpts::new("praetor_reconcile_seconds", "Duration of a pass over one deployment, its writes included").buckets(buckets),
+                HistogramOpts::new(
+                    "praetor_reconcile_seconds",
+                    "Duration of a pass over one deployment, its writes included",
+                )
+                .buckets(buckets),
             )?,
             reconciles: counters("praetor_reconciles_total", "Passes over deployments by result", &["result"])?,
-            children_writes: counters("praetor_children_writes_total", "Writes to DeviceProcesses by the rollout", &["operation", "result"])?,
-            status_patches: counters("praetor_deployment_status_patches_total", "Patches of deployments' status by result", &["result"])?,
+            children_writes: counters(
+                "praetor_children_writes_total",
+                "Writes to DeviceProcesses by the rollout",
+                &["operation", "result"],
+            )?,
+            status_patches: counters(
+                "praetor_deployment_status_patches_total",
+                "Patches of deployments' status by result",
+                &["result"],
+            )?,
             waiting: IntGauge::new("praetor_reconcile_queue_length", "Deployments that wait to be looked at")?,
         };
         for result in RECONCILE_RESULTS {

@@ -5,9 +5,11 @@
 //! - [`plan`]: the only place that decides what is to be done, and why
 //! - [`schedule`]: when a deployment is looked at
 //! - [`execute`]: performs a plan
+//! - [`call`]: one call to the apiserver
 //! - [`events`]: events on deployments
 //! - [`controller`]: one pass after the other; the leader only
 //! - [`metrics`]: what Prometheus sees of it
+pub mod call;
 pub mod controller;
 pub mod events;
 pub mod execute;

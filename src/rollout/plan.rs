@@ -178,11 +178,18 @@ pub fn plan(view: &View<'_>) -> Plan {
         }
     };
 
-    let mut wanted: Vec<&Arc<Switch>> = view.switches.iter().filter(|switch| !switch.deleting && template.matches(switch)).collect();
+    let mut wanted: Vec<&Arc<Switch>> =
+        view.switches.iter().filter(|switch| !switch.deleting && template.matches(switch)).collect();
     wanted.sort_unstable_by(|a, b| a.key.name.cmp(&b.key.name));
     let Sorted { kept, leaving, doomed } = sort(view, &wanted);
 
-    let mut work = Work { view, template: &template, doomed: doomed.iter().map(|(child, _)| &*child.uid).collect(), steps: Vec::new(), notices: Vec::new() };
+    let mut work = Work {
+        view,
+        template: &template,
+        doomed: doomed.iter().map(|(child, _)| &*child.uid).collect(),
+        steps: Vec::new(),
+        notices: Vec::new(),
+    };
     let held = work.delete(&doomed, kept.len() + doomed.len());
     let mut tally = Tally::default();
     for switch in wanted {
@@ -197,7 +204,8 @@ pub fn plan(view: &View<'_>) -> Plan {
     }
     let Work { steps, mut notices, .. } = work;
 
-    let obstacle = held.as_ref().or(view.refused.filter(|_| steps.iter().any(|step| !matches!(step.action, Action::Wait))));
+    let obstacle =
+        held.as_ref().or(view.refused.filter(|_| steps.iter().any(|step| !matches!(step.action, Action::Wait))));
     let status = tally::status(deployment, &before, Some((tally, &template)), obstacle, view.now);
     if let Some(rollout) = &status.rollout {
         let known = before.rollout.as_ref().filter(|known| known.spec_hash == rollout.spec_hash);
@@ -225,7 +233,8 @@ struct Sorted<'a> {
 fn sort<'a>(view: &View<'a>, wanted: &[&'a Arc<Switch>]) -> Sorted<'a> {
     let deployment = view.deployment;
     let devices: HashSet<&str> = wanted.iter().map(|switch| &*switch.key.name).collect();
-    let mut sorted = Sorted { kept: HashMap::with_capacity(devices.len()), leaving: HashSet::new(), doomed: Vec::new() };
+    let mut sorted =
+        Sorted { kept: HashMap::with_capacity(devices.len()), leaving: HashSet::new(), doomed: Vec::new() };
     for child in view.children {
         let device = &*child.device;
         if child.deleting || view.going.contains(&child.uid) {
@@ -329,7 +338,11 @@ impl Work<'_> {
         }
         if spec || marks.is_some() {
             let why = if spec { Why::SpecDiffers } else { Why::MarksDiffer };
-            self.steps.push(Step { device: device.clone(), why, action: Action::Update { child: child.clone(), spec, marks } });
+            self.steps.push(Step {
+                device: device.clone(),
+                why,
+                action: Action::Update { child: child.clone(), spec, marks },
+            });
         }
     }
 
@@ -370,7 +383,11 @@ impl Work<'_> {
             None if is_for(&standing, &deployment.key.namespace, device) => {
                 let spec = standing.spec.hash != self.template.hash && takes_specs(&standing);
                 let marks = self.template.mended(&standing, switch);
-                self.steps.push(Step { device: device.clone(), why: Why::Orphan, action: Action::Adopt { object: standing, spec, marks } });
+                self.steps.push(Step {
+                    device: device.clone(),
+                    why: Why::Orphan,
+                    action: Action::Adopt { object: standing, spec, marks },
+                });
                 true
             }
             _ => false,
@@ -403,5 +420,4 @@ impl fmt::Display for Why {
 }
 
 #[cfg(test)]
-#[path = "plan_tests.rs"]
 mod tests;

@@ -1,9 +1,9 @@
 //! Pure: the status of a deployment: what is counted, and the conditions that follow.
 
 use super::template::Template;
+use crate::api::DeviceProcessDeploymentStatus;
 use crate::api::condition::{reasons, set, types};
 use crate::api::deployment::{RolloutRecord, UpdateStrategy};
-use crate::api::DeviceProcessDeploymentStatus;
 use crate::desired::lean::{Deployment, Process};
 use crate::status::record::{ConditionType, Phase};
 use jiff::Timestamp;
@@ -55,7 +55,10 @@ impl Tally {
         if self.ready == self.desired {
             (reasons::ROLLOUT_COMPLETE, "every matching device runs the template")
         } else if self.ready + self.absent == self.desired {
-            (reasons::WAITING_FOR_DEVICES, "the devices that are left do not report; they get the template when they do")
+            (
+                reasons::WAITING_FOR_DEVICES,
+                "the devices that are left do not report; they get the template when they do",
+            )
         } else {
             (reasons::ROLLOUT_IN_PROGRESS, "devices are being brought to the template")
         }
@@ -78,7 +81,11 @@ pub fn written(deployment: &Deployment) -> DeviceProcessDeploymentStatus {
 /// The status that a deployment should have now. Equal to `before` when nothing changed.
 #[must_use]
 pub fn status(
-    deployment: &Deployment, before: &DeviceProcessDeploymentStatus, counted: Option<(Tally, &Template)>, obstacle: Option<&Obstacle>, now: Timestamp,
+    deployment: &Deployment,
+    before: &DeviceProcessDeploymentStatus,
+    counted: Option<(Tally, &Template)>,
+    obstacle: Option<&Obstacle>,
+    now: Timestamp,
 ) -> DeviceProcessDeploymentStatus {
     let mut status = before.clone();
     status.observed_generation = deployment.raw.metadata.generation;

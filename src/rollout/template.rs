@@ -66,20 +66,24 @@ impl Template {
     /// When nothing can be decided from it; its children must then be left alone.
     pub fn read(deployment: &Raw) -> Result<Self, TemplateError> {
         let selector = &deployment.spec["selector"];
-        let selector = LabelSelector::deserialize(selector).map_err(|error| TemplateError::UnreadableSelector(error.to_string()))?;
+        let selector = LabelSelector::deserialize(selector)
+            .map_err(|error| TemplateError::UnreadableSelector(error.to_string()))?;
         selector.validate()?;
         let template = &deployment.spec["template"];
         let Value::Object(mut spec) = template["spec"].clone() else { return Err(TemplateError::Spec) };
         spec.remove("deviceRef");
         let hash = SpecHash::of_spec(&template["spec"]);
-        let health_check = spec.get("healthCheck").is_some_and(|check| check.as_object().is_some_and(|check| !check.is_empty()));
+        let health_check =
+            spec.get("healthCheck").is_some_and(|check| check.as_object().is_some_and(|check| !check.is_empty()));
         let body = serde_json::value::to_raw_value(&spec).map_err(|_| TemplateError::Spec)?;
         let labels = read_marks(&template["metadata"]["labels"], |key| key != DEVICE_NAME_LABEL);
         let ours = [MANAGED_MARKS_ANNOTATION, UPDATED_FROM_ANNOTATION];
         let mut annotations = read_marks(&template["metadata"]["annotations"], |key| !ours.contains(&key));
-        let mentioned: Vec<String> = selector.mentioned_keys().into_iter().filter(|key| *key != DEVICE_NAME_LABEL).map(str::to_owned).collect();
+        let mentioned: Vec<String> =
+            selector.mentioned_keys().into_iter().filter(|key| *key != DEVICE_NAME_LABEL).map(str::to_owned).collect();
         // Whether a device has a mentioned label or not, the list of managed keys is the same: one string for all.
-        let mut managed = Managed { annotations: annotations.keys().cloned().collect(), labels: labels.keys().cloned().collect() };
+        let mut managed =
+            Managed { annotations: annotations.keys().cloned().collect(), labels: labels.keys().cloned().collect() };
         managed.labels.extend(mentioned.iter().cloned());
         managed.labels.sort();
         managed.labels.dedup();
@@ -112,7 +116,8 @@ impl Template {
     #[must_use]
     pub fn labels(&self, switch: &Switch) -> MarkMap {
         let mut labels = self.labels.clone();
-        let values = self.mentioned.iter().filter_map(|key| Some((key.clone(), mark(&switch.labels, key)?.to_string())));
+        let values =
+            self.mentioned.iter().filter_map(|key| Some((key.clone(), mark(&switch.labels, key)?.to_string())));
         labels.extend(values);
         labels.insert(DEVICE_NAME_LABEL.to_owned(), device_label(&switch.key.name));
         labels
@@ -128,13 +133,20 @@ impl Template {
     #[must_use]
     pub fn marks_are_right(&self, child: &Process, switch: &Switch) -> bool {
         let device = &*switch.key.name;
-        let device = if device.len() <= MAX_LABEL_BYTES { Cow::Borrowed(device) } else { Cow::Owned(device_label(device)) };
+        let device =
+            if device.len() <= MAX_LABEL_BYTES { Cow::Borrowed(device) } else { Cow::Owned(device_label(device)) };
         let have = |key: &str| mark(&child.labels, key).map(|value| &**value);
         let template = |key: &str| self.labels.get(key).map(String::as_str);
         have(DEVICE_NAME_LABEL) == Some(&*device)
-            && self.mentioned.iter().all(|key| have(key) == mark(&switch.labels, key).map(|value| &**value).or_else(|| template(key)))
+            && self
+                .mentioned
+                .iter()
+                .all(|key| have(key) == mark(&switch.labels, key).map(|value| &**value).or_else(|| template(key)))
             && self.labels.keys().all(|key| self.mentioned.contains(key) || have(key) == template(key))
-            && self.annotations.iter().all(|(key, value)| mark(&child.annotations, key).is_some_and(|have| **have == **value))
+            && self
+                .annotations
+                .iter()
+                .all(|(key, value)| mark(&child.annotations, key).is_some_and(|have| **have == **value))
     }
 
     /// All labels and annotations that a child should have: its foreign ones stay, those that have left the
@@ -180,16 +192,23 @@ mod tests {
 
     #[test]
     fn the_devices_labels_win_over_the_templates() {
-        let template =
-            Template::read(&deployment(&json!({"matchLabels": {"role": "tor"}, "matchExpressions": [{"key": "rack", "operator": "DoesNotExist"}]}),
-                &json!({"role": "fake", "rack": "r", "team": "net", DEVICE_NAME_LABEL: "fake"}))).unwrap();
-        let switch = Pool::default().switch(&raw(json!({"metadata": {"name": "s", "namespace": "n", "labels": {"role": "tor", "other": "x"}}})));
+        let template = Template::read(&deployment(
+            &json!({"matchLabels": {"role": "tor"}, "matchExpressions": [{"key": "rack", "operator": "DoesNotExist"}]}),
+            &json!({"role": "fake", "rack": "r", "team": "net", DEVICE_NAME_LABEL: "fake"}),
+        ))
+        .unwrap();
+        let switch = Pool::default().switch(&raw(
+            json!({"metadata": {"name": "s", "namespace": "n", "labels": {"role": "tor", "other": "x"}}}),
+        ));
         assert!(template.matches(&switch));
         let labels: Vec<_> = template.labels(&switch).into_iter().collect();
         let expected = [(DEVICE_NAME_LABEL, "s"), ("rack", "r"), ("role", "tor"), ("team", "net")];
         assert_eq!(labels, expected.map(|(k, v)| (k.to_owned(), v.to_owned())));
         assert_eq!(template.annotations()["note"], "1");
-        assert_eq!(template.annotations()[MANAGED_MARKS_ANNOTATION], r#"{"annotations":["note"],"labels":["rack","role","team"]}"#);
+        assert_eq!(
+            template.annotations()[MANAGED_MARKS_ANNOTATION],
+            r#"{"annotations":["note"],"labels":["rack","role","team"]}"#
+        );
     }
 
     #[test]
@@ -204,7 +223,9 @@ mod tests {
         let (labels, annotations) = template.mended(&child, &switch);
         assert_eq!(labels.keys().collect::<Vec<_>>(), [DEVICE_NAME_LABEL, "foreign", "new"]);
         assert_eq!(annotations.keys().collect::<Vec<_>>(), [MANAGED_MARKS_ANNOTATION, "foreign", "note"]);
-        let child = pool.process(&raw(json!({"metadata": {"name": "d-s", "namespace": "n", "labels": labels, "annotations": annotations}})));
+        let child = pool.process(&raw(
+            json!({"metadata": {"name": "d-s", "namespace": "n", "labels": labels, "annotations": annotations}}),
+        ));
         assert!(template.marks_are_right(&child, &switch));
     }
 
@@ -218,7 +239,10 @@ mod tests {
             let error = Template::read(&deployment(&selector, &json!({}))).unwrap_err().to_string();
             assert!(error.contains(message), "{error}");
         }
-        assert_eq!(Template::read(&raw(json!({"spec": {"selector": {}, "template": {"spec": 3}}}))).unwrap_err(), TemplateError::Spec);
+        assert_eq!(
+            Template::read(&raw(json!({"spec": {"selector": {}, "template": {"spec": 3}}}))).unwrap_err(),
+            TemplateError::Spec
+        );
     }
 
     #[test]

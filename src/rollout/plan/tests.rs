@@ -1,4 +1,4 @@
-//! Plans over small worlds: each is planned, applied and planned again.
+//! Pure: plans over small worlds: each is planned, applied and planned again.
 
 use super::*;
 use crate::api::condition::{Status, find, is, types};
@@ -67,7 +67,8 @@ impl World {
         if self.reversed {
             switches.reverse();
         }
-        let objects = self.objects.iter().map(|(name, value)| (name.clone(), Arc::new(pool.process(&raw(value))))).collect();
+        let objects =
+            self.objects.iter().map(|(name, value)| (name.clone(), Arc::new(pool.process(&raw(value))))).collect();
         (pool.deployment(raw(&self.deployment)), switches, objects)
     }
 
@@ -84,7 +85,15 @@ impl World {
         }
         let standing = |name: &str| objects.get(name).cloned();
         let now = Timestamp::from_second(1_700_000_000).unwrap();
-        plan(&View { deployment: &deployment, switches: &switches, children: &children, standing: &standing, going, refused, now })
+        plan(&View {
+            deployment: &deployment,
+            switches: &switches,
+            children: &children,
+            standing: &standing,
+            going,
+            refused,
+            now,
+        })
     }
 
     /// Does what a plan says, as the apiserver would; panics when it touches what it must not.
@@ -95,7 +104,8 @@ impl World {
             let template = plan.template.as_ref();
             match &step.action {
                 Action::Create { name, labels } => {
-                    let spec: Value = serde_json::from_str(template.unwrap().spec(DEVICE_KIND, &step.device, None).get()).unwrap();
+                    let spec: Value =
+                        serde_json::from_str(template.unwrap().spec(DEVICE_KIND, &step.device, None).get()).unwrap();
                     assert!(!self.objects.contains_key(name), "{name} exists");
                     let object = self.object(name, &step.device, &ours(), &spec);
                     object["metadata"]["labels"] = json!(labels);
@@ -132,10 +142,18 @@ impl World {
     }
 }
 
-fn change(live: &mut Value, template: &Template, seen: &Process, spec: bool, marks: Option<&(MarkMap, MarkMap)>, revision: Value) {
+fn change(
+    live: &mut Value,
+    template: &Template,
+    seen: &Process,
+    spec: bool,
+    marks: Option<&(MarkMap, MarkMap)>,
+    revision: Value,
+) {
     if spec {
         let device_namespace = seen.device_namespace.as_deref();
-        live["spec"] = serde_json::from_str(template.spec(&seen.device_kind, &seen.device, device_namespace).get()).unwrap();
+        live["spec"] =
+            serde_json::from_str(template.spec(&seen.device_kind, &seen.device, device_namespace).get()).unwrap();
     }
     if let Some((labels, annotations)) = marks {
         live["metadata"]["labels"] = json!(labels);
@@ -200,7 +218,10 @@ fn from_nothing_to_complete() {
     running(world.objects.get_mut("d-s1").unwrap(), &hash, "False");
     let plan = world.plan();
     assert_eq!(progressing(plan.status.as_ref().unwrap()), ("True", reasons::WAITING_FOR_DEVICES));
-    assert!(is(&plan.status.as_ref().unwrap().conditions, types::AVAILABLE, Status::True), "1 of 2 is 10 %, rounded up");
+    assert!(
+        is(&plan.status.as_ref().unwrap().conditions, types::AVAILABLE, Status::True),
+        "1 of 2 is 10 %, rounded up"
+    );
     world.apply(&plan);
     running(world.objects.get_mut("d-s1").unwrap(), &hash, "True");
     assert!(world.plan().notices.is_empty());
@@ -220,7 +241,10 @@ fn a_new_template_reaches_all_but_the_absent() {
     world.apply(&plan);
     // Marks go to the absent, too.
     world.deployment["spec"]["template"]["metadata"] = json!({"labels": {"team": "net"}});
-    assert_eq!(acts(&world.plan()), ["update d-s0 false true", "wait s1 Disconnected", "update d-s1 false true", "update d-s2 false true"]);
+    assert_eq!(
+        acts(&world.plan()),
+        ["update d-s0 false true", "wait s1 Disconnected", "update d-s1 false true", "update d-s2 false true"]
+    );
     world.apply(&world.plan());
     running(world.objects.get_mut("d-s1").unwrap(), &old, "True");
     assert_eq!(acts(&world.plan()), ["update d-s1 true false"]);
@@ -289,7 +313,10 @@ fn the_brake() {
     assert_eq!(progressing(plan.status.as_ref().unwrap()), ("False", reasons::MASS_DELETION_HELD));
     let status = plan.status.unwrap();
     let message = &find(&status.conditions, types::PROGRESSING).unwrap().message;
-    assert!(message.starts_with("21 of 100 DeviceProcesses") && message.ends_with("apollo.azure.com/allow-mass-deletion=1"), "{message}");
+    assert!(
+        message.starts_with("21 of 100 DeviceProcesses") && message.ends_with("apollo.azure.com/allow-mass-deletion=1"),
+        "{message}"
+    );
     // The annotation counts for the generation it names.
     world.deployment["metadata"]["annotations"] = json!({ALLOW_MASS_DELETION_ANNOTATION: "0"});
     assert_eq!(world.plan().steps.iter().filter(|step| matches!(step.action, Action::Delete { .. })).count(), 0);
@@ -336,7 +363,9 @@ fn no_device_is_complete_and_a_leaving_one_does_not_match() {
     let plan = world.plan();
     let status = plan.status.as_ref().unwrap();
     assert_eq!(progressing(status), ("True", reasons::ROLLOUT_COMPLETE));
-    assert!(is(&status.conditions, types::AVAILABLE, Status::True) && plan.notices.is_empty() && status.rollout.is_none());
+    assert!(
+        is(&status.conditions, types::AVAILABLE, Status::True) && plan.notices.is_empty() && status.rollout.is_none()
+    );
     world.switch("s0", &json!({}));
     world.apply(&world.plan());
     world.switches.get_mut("s0").unwrap()["metadata"]["deletionTimestamp"] = json!("2025-01-01T00:00:00Z");
@@ -347,7 +376,9 @@ fn selectors() -> impl Strategy<Value = Value> {
     prop_oneof![
         Just(json!({})),
         Just(json!({"matchLabels": {"role": "tor"}})),
-        Just(json!({"matchExpressions": [{"key": "role", "operator": "In", "values": ["tor", "leaf"]}, {"key": "rack", "operator": "Exists"}]})),
+        Just(
+            json!({"matchExpressions": [{"key": "role", "operator": "In", "values": ["tor", "leaf"]}, {"key": "rack", "operator": "Exists"}]})
+        ),
         Just(json!({"matchExpressions": [{"key": "role", "operator": "NotIn", "values": ["tor"]}]})),
         Just(json!({"matchExpressions": [{"key": "rack", "operator": "DoesNotExist"}]})),
     ]
@@ -369,38 +400,45 @@ fn objects() -> impl Strategy<Value = (u8, u8, u8, u8, Value, bool, u8, u8)> {
 
 fn worlds() -> impl Strategy<Value = World> {
     let switches = prop::collection::vec((labels(), prop::bool::weighted(0.1)), 0..6);
-    (selectors(), labels(), switches, prop::collection::vec(objects(), 0..10)).prop_map(|(selector, template_labels, switches, objects)| {
-        let mut world = World::new(&selector, &json!({"metadata": {"labels": template_labels, "annotations": {"a": "1"}}, "spec": {"v": 1}}));
-        for (i, (labels, deleting)) in switches.iter().enumerate() {
-            world.switch(&format!("s{i}"), labels);
-            if *deleting {
-                world.switches.get_mut(&format!("s{i}")).unwrap()["metadata"]["deletionTimestamp"] = json!("2025-01-01T00:00:00Z");
+    (selectors(), labels(), switches, prop::collection::vec(objects(), 0..10)).prop_map(
+        |(selector, template_labels, switches, objects)| {
+            let mut world = World::new(
+                &selector,
+                &json!({"metadata": {"labels": template_labels, "annotations": {"a": "1"}}, "spec": {"v": 1}}),
+            );
+            for (i, (labels, deleting)) in switches.iter().enumerate() {
+                world.switch(&format!("s{i}"), labels);
+                if *deleting {
+                    world.switches.get_mut(&format!("s{i}")).unwrap()["metadata"]["deletionTimestamp"] =
+                        json!("2025-01-01T00:00:00Z");
+                }
             }
-        }
-        for (name, device, who, spec, labels, deleting, connected, run) in objects {
-            let device = format!("s{device}");
-            let name = match name {
-                0 => child_name("d", &device),
-                1 => child_name_with_hash("d", UID, &device),
-                2 => format!("x-{device}"),
-                _ => "d-s0".to_owned(),
-            };
-            let owner = [ours(), ours(), owner("before", "d"), owner("other", "e"), json!(null)][usize::from(who)].clone();
-            let object = world.object(&name, &device, &owner, &json!({"v": spec}));
-            object["metadata"]["labels"] = labels;
-            object["metadata"]["labels"]["foreign"] = json!("stays");
-            if deleting {
-                object["metadata"]["deletionTimestamp"] = json!("2025-01-01T00:00:00Z");
+            for (name, device, who, spec, labels, deleting, connected, run) in objects {
+                let device = format!("s{device}");
+                let name = match name {
+                    0 => child_name("d", &device),
+                    1 => child_name_with_hash("d", UID, &device),
+                    2 => format!("x-{device}"),
+                    _ => "d-s0".to_owned(),
+                };
+                let owner =
+                    [ours(), ours(), owner("before", "d"), owner("other", "e"), json!(null)][usize::from(who)].clone();
+                let object = world.object(&name, &device, &owner, &json!({"v": spec}));
+                object["metadata"]["labels"] = labels;
+                object["metadata"]["labels"]["foreign"] = json!("stays");
+                if deleting {
+                    object["metadata"]["deletionTimestamp"] = json!("2025-01-01T00:00:00Z");
+                }
+                let hash = SpecHash::of_spec(&json!({"v": run})).to_string();
+                match connected {
+                    0 => running(object, &hash, "True"),
+                    1 => running(object, &hash, "False"),
+                    _ => {}
+                }
             }
-            let hash = SpecHash::of_spec(&json!({"v": run})).to_string();
-            match connected {
-                0 => running(object, &hash, "True"),
-                1 => running(object, &hash, "False"),
-                _ => {}
-            }
-        }
-        world
-    })
+            world
+        },
+    )
 }
 
 proptest! {
