@@ -132,7 +132,14 @@ pub fn is(conditions: &[Condition], type_: &str, status: Status) -> bool {
 
 /// Sets the condition of a type and says whether anything changed. `lastTransitionTime` moves only when the status
 /// does; an existing condition keeps its place, a new one goes to the end.
-pub fn set(conditions: &mut Vec<Condition>, type_: &str, status: impl Into<Status>, reason: &str, message: &str, now: Timestamp) -> bool {
+pub fn set(
+    conditions: &mut Vec<Condition>,
+    type_: &str,
+    status: impl Into<Status>,
+    reason: &str,
+    message: &str,
+    now: Timestamp,
+) -> bool {
     let status = status.into().as_str();
     let Some(old) = conditions.iter_mut().find(|condition| condition.type_ == type_) else {
         conditions.push(Condition {
@@ -169,7 +176,9 @@ pub fn remove(conditions: &mut Vec<Condition>, type_: &str) -> bool {
 pub fn same(left: &[Condition], right: &[Condition]) -> bool {
     left.len() == right.len()
         && left.iter().all(|one| {
-            find(right, &one.type_).is_some_and(|other| (&one.status, &one.reason, &one.message) == (&other.status, &other.reason, &other.message))
+            find(right, &one.type_).is_some_and(|other| {
+                (&one.status, &one.reason, &one.message) == (&other.status, &other.reason, &other.message)
+            })
         })
 }
 

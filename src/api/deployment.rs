@@ -139,7 +139,8 @@ impl RollingUpdate {
         match &self.max_unavailable {
             IntOrString::Int(number) => u64::try_from(*number).unwrap_or(1).max(1),
             IntOrString::String(text) => {
-                let percent = text.strip_suffix('%').and_then(|digits| digits.parse::<u64>().ok()).unwrap_or(0).min(100);
+                let percent =
+                    text.strip_suffix('%').and_then(|digits| digits.parse::<u64>().ok()).unwrap_or(0).min(100);
                 devices.saturating_mul(percent).div_ceil(100).max(1)
             }
         }
@@ -233,7 +234,10 @@ mod tests {
         }))
         .unwrap();
         let written = serde_json::to_value(&spec).unwrap();
-        assert_eq!(written["updateStrategy"], serde_json::json!({"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": "10%"}}));
+        assert_eq!(
+            written["updateStrategy"],
+            serde_json::json!({"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": "10%"}})
+        );
         assert_eq!(written["template"]["spec"]["restartPolicy"], "Always");
         let check = &written["template"]["spec"]["healthCheck"];
         assert_eq!(

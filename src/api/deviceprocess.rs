@@ -20,9 +20,24 @@ use serde::{Deserialize, Serialize};
     derive = "PartialEq",
     selectable = ".spec.deviceRef.name",
     doc = "One process on one device. The agent on the device fetches it, runs it and reports; the status shows what it reported.",
-    printcolumn(name = "Device", type_ = "string", json_path = ".spec.deviceRef.name", description = "Name of the device"),
-    printcolumn(name = "Kind", type_ = "string", json_path = ".spec.deviceRef.kind", description = "Kind of the device"),
-    printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase", description = "Where the process is in its life"),
+    printcolumn(
+        name = "Device",
+        type_ = "string",
+        json_path = ".spec.deviceRef.name",
+        description = "Name of the device"
+    ),
+    printcolumn(
+        name = "Kind",
+        type_ = "string",
+        json_path = ".spec.deviceRef.kind",
+        description = "Kind of the device"
+    ),
+    printcolumn(
+        name = "Phase",
+        type_ = "string",
+        json_path = ".status.phase",
+        description = "Where the process is in its life"
+    ),
     printcolumn(
         name = "Connected",
         type_ = "string",
@@ -35,8 +50,18 @@ use serde::{Deserialize, Serialize};
         json_path = ".status.conditions[?(@.type==\"Healthy\")].status",
         description = "Result of the health check"
     ),
-    printcolumn(name = "Version", type_ = "string", json_path = ".status.artifactVersion", description = "Tag or digest of the artifact"),
-    printcolumn(name = "Restarts", type_ = "integer", json_path = ".status.restartCount", description = "How often the agent restarted the process"),
+    printcolumn(
+        name = "Version",
+        type_ = "string",
+        json_path = ".status.artifactVersion",
+        description = "Tag or digest of the artifact"
+    ),
+    printcolumn(
+        name = "Restarts",
+        type_ = "integer",
+        json_path = ".status.restartCount",
+        description = "How often the agent restarted the process"
+    ),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     printcolumn(
         name = "Hash",

@@ -28,7 +28,12 @@ use serde_json::Value;
         json_path = ".status.conditions[?(@.type==\"AgentConnected\")].status",
         description = "Whether the agent on the switch is reporting"
     ),
-    printcolumn(name = "Agent", type_ = "string", json_path = ".status.agentVersion", description = "Version of the agent on the switch"),
+    printcolumn(
+        name = "Agent",
+        type_ = "string",
+        json_path = ".status.agentVersion",
+        description = "Version of the agent on the switch"
+    ),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 pub struct NetworkSwitchSpec {

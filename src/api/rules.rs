@@ -3,7 +3,8 @@
 use schemars::{Schema, SchemaGenerator, json_schema};
 
 /// A label or annotation key: an optional DNS subdomain and `/`, then at most 63 characters.
-const QUALIFIED_NAME: &str = "([a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?";
+const QUALIFIED_NAME: &str =
+    "([a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?";
 /// A label value.
 const LABEL_VALUE: &str = "([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?";
 
@@ -20,8 +21,7 @@ pub(super) fn value_rule(variable: &str) -> String {
 /// What [`key_rule`] wants.
 pub(super) const KEY_MESSAGE: &str = "keys must be an optional lower-case DNS prefix and '/', then at most 63 letters, digits, '-', '_' and '.' that begin and end with a letter or digit, such as role or example.com/role";
 /// What [`value_rule`] wants.
-pub(super) const VALUE_MESSAGE: &str =
-    "values must be empty or at most 63 letters, digits, '-', '_' and '.' that begin and end with a letter or digit, such as tor";
+pub(super) const VALUE_MESSAGE: &str = "values must be empty or at most 63 letters, digits, '-', '_' and '.' that begin and end with a letter or digit, such as tor";
 
 /// A map of labels.
 pub(super) fn labels_schema(_: &mut SchemaGenerator) -> Schema {

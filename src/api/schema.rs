@@ -1,6 +1,8 @@
 //! Pure: the CustomResourceDefinitions and their YAML.
 
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{CustomResourceDefinition, JSON, JSONSchemaProps, JSONSchemaPropsOrArray, JSONSchemaPropsOrBool};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
+    CustomResourceDefinition, JSON, JSONSchemaProps, JSONSchemaPropsOrArray, JSONSchemaPropsOrBool,
+};
 use kube::CustomResourceExt;
 use serde_json::{Value, json};
 
@@ -36,7 +38,8 @@ pub fn crds() -> Vec<CustomResourceDefinition> {
     let mut all = vec![NetworkSwitch::crd(), DeviceProcess::crd(), DeviceProcessDeployment::crd()];
     for crd in &mut all {
         let kind = crd.spec.names.kind.as_str();
-        let schemas = crd.spec.versions.iter_mut().filter_map(|version| version.schema.as_mut()?.open_api_v3_schema.as_mut());
+        let schemas =
+            crd.spec.versions.iter_mut().filter_map(|version| version.schema.as_mut()?.open_api_v3_schema.as_mut());
         for schema in schemas {
             each(schema, &mut tidy);
             if let Some(status) = property(schema, "status") {
@@ -83,7 +86,11 @@ pub fn render() -> Result<Vec<(String, String)>, RenderError> {
         .iter()
         .map(|crd| {
             let file = format!("{}_{}.yaml", crd.spec.group, crd.spec.names.plural);
-            match serde_json::to_value(crd).map(whole_numbers).map_err(RenderCause::from).and_then(|crd| Ok(serde_saphyr::to_string(&crd)?)) {
+            match serde_json::to_value(crd)
+                .map(whole_numbers)
+                .map_err(RenderCause::from)
+                .and_then(|crd| Ok(serde_saphyr::to_string(&crd)?))
+            {
                 Ok(yaml) => Ok((file, format!("{HEADER}{}\n", yaml.trim_end()))),
                 Err(source) => Err(RenderError { name: file, source }),
             }

@@ -87,7 +87,9 @@ impl LabelSelector {
             let (key, operator) = (key.clone(), *operator);
             match (operator, values.is_empty()) {
                 (Operator::In | Operator::NotIn, true) => return Err(SelectorError::ValuesMissing { key, operator }),
-                (Operator::Exists | Operator::DoesNotExist, false) => return Err(SelectorError::ValuesForbidden { key, operator }),
+                (Operator::Exists | Operator::DoesNotExist, false) => {
+                    return Err(SelectorError::ValuesForbidden { key, operator });
+                }
                 _ => {}
             }
         }
@@ -144,9 +146,12 @@ mod tests {
 
     #[test]
     fn the_four_operators() {
-        let one = |operator: &str, values: &[&str]| read(serde_json::json!({"matchExpressions": [{"key": "role", "operator": operator, "values": values}]}));
+        let one = |operator: &str, values: &[&str]| {
+            read(serde_json::json!({"matchExpressions": [{"key": "role", "operator": operator, "values": values}]}))
+        };
         let (tor, spine, bare) = (labels(&[("role", "tor")]), labels(&[("role", "spine")]), labels(&[("site", "ams")]));
-        let verdicts = |selector: &LabelSelector| [selector.matches(&tor), selector.matches(&spine), selector.matches(&bare)];
+        let verdicts =
+            |selector: &LabelSelector| [selector.matches(&tor), selector.matches(&spine), selector.matches(&bare)];
         assert_eq!(verdicts(&one("In", &["tor", "leaf"])), [true, false, false]);
         assert_eq!(verdicts(&one("NotIn", &["tor", "leaf"])), [false, true, true]);
         assert_eq!(verdicts(&one("Exists", &[])), [true, true, false]);
@@ -156,9 +161,20 @@ mod tests {
             assert_eq!(verdicts(&senseless), [false; 3]);
             assert!(senseless.validate().is_err());
         }
-        assert_eq!(one("In", &[]).validate().unwrap_err().to_string(), r#"selector: operator In on key "role" needs at least one value"#);
-        assert_eq!(one("Exists", &["x"]).validate().unwrap_err().to_string(), r#"selector: operator Exists on key "role" takes no values"#);
-        assert!(serde_json::from_value::<LabelSelector>(serde_json::json!({"matchExpressions": [{"key": "a", "operator": "Gt"}]})).is_err());
+        assert_eq!(
+            one("In", &[]).validate().unwrap_err().to_string(),
+            r#"selector: operator In on key "role" needs at least one value"#
+        );
+        assert_eq!(
+            one("Exists", &["x"]).validate().unwrap_err().to_string(),
+            r#"selector: operator Exists on key "role" takes no values"#
+        );
+        assert!(
+            serde_json::from_value::<LabelSelector>(
+                serde_json::json!({"matchExpressions": [{"key": "a", "operator": "Gt"}]})
+            )
+            .is_err()
+        );
     }
 
     #[test]
@@ -175,9 +191,14 @@ mod tests {
     }
 
     fn selectors() -> impl Strategy<Value = LabelSelector> {
-        let operator = prop_oneof![Just(Operator::In), Just(Operator::NotIn), Just(Operator::Exists), Just(Operator::DoesNotExist)];
-        let requirement =
-            ("[a-c]", operator, proptest::collection::vec("[x-z]", 0..3)).prop_map(|(key, operator, values)| Requirement { key, operator, values });
+        let operator = prop_oneof![
+            Just(Operator::In),
+            Just(Operator::NotIn),
+            Just(Operator::Exists),
+            Just(Operator::DoesNotExist)
+        ];
+        let requirement = ("[a-c]", operator, proptest::collection::vec("[x-z]", 0..3))
+            .prop_map(|(key, operator, values)| Requirement { key, operator, values });
         (proptest::collection::btree_map("[a-c]", "[x-z]", 0..2), proptest::collection::vec(requirement, 0..4))
             .prop_map(|(match_labels, match_expressions)| LabelSelector { match_labels, match_expressions })
     }
@@ -192,7 +213,8 @@ mod tests {
         }
         for requirement in &selector.match_expressions {
             let present = pairs.iter().any(|(key, _)| *key == requirement.key);
-            let hit = requirement.values.iter().any(|value| pairs.contains(&(requirement.key.as_str(), value.as_str())));
+            let hit =
+                requirement.values.iter().any(|value| pairs.contains(&(requirement.key.as_str(), value.as_str())));
             let holds = match requirement.operator {
                 Operator::In => hit,
                 Operator::NotIn => !hit,

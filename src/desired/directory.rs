@@ -92,7 +92,9 @@ impl Directory {
         if !index.serves_devices() {
             return Lookup::NotSynced;
         }
-        index.device(device).map_or(Lookup::Unknown, |device| Lookup::Known { etag: device.etag, revision: device.revision })
+        index
+            .device(device)
+            .map_or(Lookup::Unknown, |device| Lookup::Known { etag: device.etag, revision: device.revision })
     }
 
     /// The body of a device's answer; `None` when the device is unknown.
@@ -250,7 +252,8 @@ fn with_device(process: &super::lean::Process) -> Box<RawValue> {
     let body = process.spec.body.get();
     let rest = body.strip_prefix('{').unwrap_or("}");
     let comma = if rest == "}" { "" } else { "," };
-    RawValue::from_string(format!("{{\"deviceRef\":{device}{comma}{rest}")).unwrap_or_else(|_| RawValue::NULL.to_owned())
+    RawValue::from_string(format!("{{\"deviceRef\":{device}{comma}{rest}"))
+        .unwrap_or_else(|_| RawValue::NULL.to_owned())
 }
 
 impl std::fmt::Debug for Directory {

@@ -163,7 +163,13 @@ async fn no_wake_up_is_lost_while_everything_moves() {
     let last = devices.map(|device| {
         let mut last = ETagBuilder::new(15);
         let spec = process("a", device, device, 0, 0).spec;
-        last.item(&format!("a-{device}"), "a", device, i64::try_from(GENERATIONS).unwrap(), &SpecHash::of_spec(&spec).0);
+        last.item(
+            &format!("a-{device}"),
+            "a",
+            device,
+            i64::try_from(GENERATIONS).unwrap(),
+            &SpecHash::of_spec(&spec).0,
+        );
         last.finish()
     });
     let mut tasks = JoinSet::new();
@@ -181,7 +187,13 @@ async fn no_wake_up_is_lost_while_everything_moves() {
                 let state: DesiredState = serde_json::from_slice(&body.bytes).unwrap();
                 let mut derived = ETagBuilder::new(state.heartbeat_interval_seconds);
                 for item in &state.items {
-                    derived.item(&item.uid, &item.namespace, &item.name, item.generation, &SpecHash::parse(&item.spec_hash).unwrap().0);
+                    derived.item(
+                        &item.uid,
+                        &item.namespace,
+                        &item.name,
+                        item.generation,
+                        &SpecHash::parse(&item.spec_hash).unwrap().0,
+                    );
                 }
                 assert_eq!(derived.finish(), body.etag);
             }

@@ -277,7 +277,10 @@ impl Index {
     pub fn finish_list(&mut self, kind: Kind, listed: &HashSet<Key>, revision: u64) -> Changes {
         fn gone<T>(all: &ByName<T>, listed: &HashSet<Key>, key: impl Fn(&T) -> (&Key, u64), revision: u64) -> Vec<Key> {
             let objects = all.values().flat_map(HashMap::values).map(|object| key(object));
-            objects.filter(|(key, seen)| *seen <= revision && !listed.contains(*key)).map(|(key, _)| key.clone()).collect()
+            objects
+                .filter(|(key, seen)| *seen <= revision && !listed.contains(*key))
+                .map(|(key, _)| key.clone())
+                .collect()
         }
         let gone = match kind {
             Kind::Switch => gone(&self.switches, listed, |o| (&o.key, o.revision), revision),
@@ -343,7 +346,9 @@ impl Index {
         let switch = Arc::new(self.pool.switch(raw));
         put(&mut self.switches, &switch.key, switch.clone());
         let mut changes = Changes::default();
-        if known.is_none_or(|known| known.labels != switch.labels || known.uid != switch.uid || known.deleting != switch.deleting) {
+        if known.is_none_or(|known| {
+            known.labels != switch.labels || known.uid != switch.uid || known.deleting != switch.deleting
+        }) {
             self.wake_namespace(&switch.key.namespace, &mut changes);
         }
         let device = self.device_mut(&switch.key.name.clone());
@@ -433,12 +438,13 @@ impl Index {
         self.devices.entry(name.clone()).or_insert_with(|| {
             self.names.push(name.clone());
             Device {
-            etag: ETagBuilder::new(heartbeat).finish(),
-            revision: 0,
-            version: 0,
-            processes: Vec::new(),
-            switches: Vec::new(),
-        }})
+                etag: ETagBuilder::new(heartbeat).finish(),
+                revision: 0,
+                version: 0,
+                processes: Vec::new(),
+                switches: Vec::new(),
+            }
+        })
     }
 
     /// Derives a device's entity tag anew.
@@ -450,7 +456,13 @@ impl Index {
         device.version = self.versions;
         let mut etag = ETagBuilder::new(settings.heartbeat_interval_seconds);
         for process in desired(device, settings.allow_cross_namespace) {
-            etag.item(&process.uid, &process.key.namespace, &process.key.name, process.generation, &process.spec.hash.0);
+            etag.item(
+                &process.uid,
+                &process.key.namespace,
+                &process.key.name,
+                process.generation,
+                &process.spec.hash.0,
+            );
         }
         let etag = etag.finish();
         if device.etag != etag {

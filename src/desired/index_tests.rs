@@ -20,7 +20,9 @@ fn raw(value: &Value) -> Raw {
 }
 
 fn switch(namespace: &str, name: &str, revision: u64) -> Raw {
-    raw(&json!({"metadata": {"namespace": namespace, "name": name, "uid": "s", "resourceVersion": revision.to_string()}}))
+    raw(
+        &json!({"metadata": {"namespace": namespace, "name": name, "uid": "s", "resourceVersion": revision.to_string()}}),
+    )
 }
 
 fn process(namespace: &str, name: &str, device: &str, revision: u64) -> Raw {
@@ -32,7 +34,9 @@ fn process(namespace: &str, name: &str, device: &str, revision: u64) -> Raw {
 
 fn items(index: &Index, device: &str) -> Vec<String> {
     let device = index.device(device).unwrap();
-    desired(device, index.settings().allow_cross_namespace).map(|process| format!("{}/{}", process.key.namespace, process.key.name)).collect()
+    desired(device, index.settings().allow_cross_namespace)
+        .map(|process| format!("{}/{}", process.key.namespace, process.key.name))
+        .collect()
 }
 
 #[test]
@@ -164,24 +168,63 @@ struct Version {
 /// What happens in the cluster, and what of it the index is shown.
 #[derive(Debug, Clone)]
 enum Step {
-    Switch { namespace: usize, device: usize, label: u8, deleting: bool },
-    Process { namespace: usize, name: usize, device: usize, spec: u8, generation: u8, owner: usize, deleting: bool, status: u8 },
-    Deployment { namespace: usize, name: usize },
-    Delete { kind: usize, namespace: usize, name: usize },
+    Switch {
+        namespace: usize,
+        device: usize,
+        label: u8,
+        deleting: bool,
+    },
+    Process {
+        namespace: usize,
+        name: usize,
+        device: usize,
+        spec: u8,
+        generation: u8,
+        owner: usize,
+        deleting: bool,
+        status: u8,
+    },
+    Deployment {
+        namespace: usize,
+        name: usize,
+    },
+    Delete {
+        kind: usize,
+        namespace: usize,
+        name: usize,
+    },
     /// The watch of a kind shows its next events.
-    Watch { kind: usize, events: usize },
+    Watch {
+        kind: usize,
+        events: usize,
+    },
     /// The last event comes twice.
-    Again { kind: usize },
+    Again {
+        kind: usize,
+    },
     /// A bookmark, after everything before it.
-    Bookmark { kind: usize },
+    Bookmark {
+        kind: usize,
+    },
     /// A write or a live read returns some state of the past, however late.
-    Adopt { version: usize },
+    Adopt {
+        version: usize,
+    },
     /// A list is taken now; its pages come later.
-    List { kind: usize },
-    Page { kind: usize, items: usize },
+    List {
+        kind: usize,
+    },
+    Page {
+        kind: usize,
+        items: usize,
+    },
     /// The rest of the list, and its end.
-    Finish { kind: usize },
-    Abort { kind: usize },
+    Finish {
+        kind: usize,
+    },
+    Abort {
+        kind: usize,
+    },
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -253,7 +296,9 @@ impl World {
     fn happens(&mut self, kind: Kind, namespace: usize, name: &str, object: impl FnOnce(u64, &str) -> Option<Value>) {
         let id = (kind, NAMESPACES[namespace].to_owned(), name.to_owned());
         let revision = 10 + self.history.len() as u64;
-        let uid = self.live(&id).map_or_else(|| format!("u{revision}"), |known| known["metadata"]["uid"].as_str().unwrap().to_owned());
+        let uid = self
+            .live(&id)
+            .map_or_else(|| format!("u{revision}"), |known| known["metadata"]["uid"].as_str().unwrap().to_owned());
         let mut object = object(revision, &uid);
         if object.is_none() && self.live(&id).is_none() {
             return;
@@ -273,21 +318,30 @@ impl World {
         for version in self.history.iter().filter(|version| version.revision <= self.seen[version.id.0 as usize]) {
             shown.insert(version.id.clone(), version.clone());
         }
-        let mut adopted: Vec<_> = self.adopted.iter().filter(|version| version.revision > self.seen[version.id.0 as usize]).collect();
+        let mut adopted: Vec<_> =
+            self.adopted.iter().filter(|version| version.revision > self.seen[version.id.0 as usize]).collect();
         adopted.sort_by_key(|version| version.revision);
         shown.extend(adopted.into_iter().map(|version| (version.id.clone(), version.clone())));
         shown.retain(|_, version| version.object.is_some());
         let mut desired = BTreeMap::new();
         for device in DEVICES {
-            let home: Vec<_> = shown.keys().filter(|(kind, _, name)| *kind == Kind::Switch && name == device).map(|(_, namespace, _)| namespace).collect();
+            let home: Vec<_> = shown
+                .keys()
+                .filter(|(kind, _, name)| *kind == Kind::Switch && name == device)
+                .map(|(_, namespace, _)| namespace)
+                .collect();
             let mut items = String::new();
             for ((kind, namespace, name), version) in &shown {
                 let object = version.object.as_ref().unwrap();
-                let counts = self.index.settings().allow_cross_namespace || home.is_empty() || home.contains(&namespace);
+                let counts =
+                    self.index.settings().allow_cross_namespace || home.is_empty() || home.contains(&namespace);
                 let here = *kind == Kind::Process && object["spec"]["deviceRef"]["name"] == device;
                 if here && counts && object["metadata"]["deletionTimestamp"].is_null() {
                     let spec = &object["spec"]["execution"]["backend"];
-                    items += &format!("{}/{namespace}/{name}/{}/{spec};", object["metadata"]["uid"], object["metadata"]["generation"]);
+                    items += &format!(
+                        "{}/{namespace}/{name}/{}/{spec};",
+                        object["metadata"]["uid"], object["metadata"]["generation"]
+                    );
                 }
             }
             desired.insert(device.to_owned(), items);
@@ -297,23 +351,32 @@ impl World {
 
     fn processes<'a>(view: &'a View, device: &str) -> Vec<(&'a Id, u64)> {
         let all = view.shown.iter().filter(|((kind, ..), _)| *kind == Kind::Process);
-        all.filter(|(_, v)| v.object.as_ref().unwrap()["spec"]["deviceRef"]["name"] == device).map(|(id, v)| (id, v.revision)).collect()
+        all.filter(|(_, v)| v.object.as_ref().unwrap()["spec"]["deviceRef"]["name"] == device)
+            .map(|(id, v)| (id, v.revision))
+            .collect()
     }
 
     /// Shows the index something, and compares everything that it says then with the model.
     fn shows(&mut self, exact: bool, show: impl FnOnce(&mut Self) -> Changes) -> Result<(), TestCaseError> {
         let before = self.view();
-        let device = |index: &Index, name: &str| index.device(name).map(|device| (device.etag, device.revision, device.version));
+        let device =
+            |index: &Index, name: &str| index.device(name).map(|device| (device.etag, device.revision, device.version));
         let devices: BTreeMap<_, _> = DEVICES.into_iter().map(|name| (name, device(&self.index, name))).collect();
         let changes = show(self);
         let after = self.view();
         let index = &self.index;
 
         for ((kind, _, name), version) in &after.shown {
-            let names = version.object.as_ref().unwrap()["spec"]["deviceRef"]["name"].as_str().filter(|name| DEVICES.contains(name));
-            self.known.extend(if *kind == Kind::Switch { Some(name.clone()) } else { names.map(str::to_owned) }.filter(|_| *kind != Kind::Deployment));
+            let names = version.object.as_ref().unwrap()["spec"]["deviceRef"]["name"]
+                .as_str()
+                .filter(|name| DEVICES.contains(name));
+            self.known.extend(
+                if *kind == Kind::Switch { Some(name.clone()) } else { names.map(str::to_owned) }
+                    .filter(|_| *kind != Kind::Deployment),
+            );
         }
-        let walked: Vec<_> = (0..4).flat_map(|from| index.devices(from, 1)).map(|(name, _)| (**name).to_owned()).collect();
+        let walked: Vec<_> =
+            (0..4).flat_map(|from| index.devices(from, 1)).map(|(name, _)| (**name).to_owned()).collect();
         prop_assert_eq!(walked.iter().cloned().collect::<BTreeSet<_>>(), self.known.clone());
         prop_assert_eq!((walked.len(), index.device_count()), (self.known.len(), self.known.len()));
 
@@ -332,43 +395,87 @@ impl World {
             }
             prop_assert_eq!(etag != old_etag, before.desired[name] != after.desired[name]);
             // In order, and each one the newest.
-            let processes: Vec<_> = known.processes.iter().map(|p| ((Kind::Process, (*p.key.namespace).to_owned(), (*p.key.name).to_owned()), p.revision)).collect();
+            let processes: Vec<_> = known
+                .processes
+                .iter()
+                .map(|p| ((Kind::Process, (*p.key.namespace).to_owned(), (*p.key.name).to_owned()), p.revision))
+                .collect();
             let expected = Self::processes(&after, name);
-            prop_assert_eq!(processes.iter().map(|(id, revision)| (id, *revision)).collect::<Vec<_>>(), expected.clone());
+            prop_assert_eq!(
+                processes.iter().map(|(id, revision)| (id, *revision)).collect::<Vec<_>>(),
+                expected.clone()
+            );
             prop_assert!(revision >= old_revision && expected.iter().all(|(_, of_item)| *of_item <= revision));
-            for (id, _) in Self::processes(&before, name).into_iter().filter(|(id, _)| !expected.iter().any(|(left, _)| left == id)) {
-                let happened = after.shown.get(id).map_or(self.seen[Kind::Process as usize], |elsewhere| elsewhere.revision);
+            for (id, _) in Self::processes(&before, name)
+                .into_iter()
+                .filter(|(id, _)| !expected.iter().any(|(left, _)| left == id))
+            {
+                let happened =
+                    after.shown.get(id).map_or(self.seen[Kind::Process as usize], |elsewhere| elsewhere.revision);
                 prop_assert!(revision >= happened, "a deletion is an event about the device, too");
             }
             prop_assert!(revision <= self.highest);
             // Whoever remembers the version notices every change of anything.
-            let of_switches = |view: &View| NAMESPACES.map(|namespace| view.shown.get(&(Kind::Switch, namespace.to_owned(), name.to_owned())).map(|v| v.revision));
+            let of_switches = |view: &View| {
+                NAMESPACES.map(|namespace| {
+                    view.shown.get(&(Kind::Switch, namespace.to_owned(), name.to_owned())).map(|v| v.revision)
+                })
+            };
             let same = Self::processes(&before, name) == expected && of_switches(&before) == of_switches(&after);
             prop_assert!(same || version > old_version);
             prop_assert_eq!(known.switches.len(), of_switches(&after).iter().flatten().count());
         }
         let woken: BTreeSet<_> = changes.devices.iter().map(|name| (**name).to_owned()).collect();
         prop_assert_eq!(woken.len(), changes.devices.len(), "each once");
-        prop_assert!(if exact { woken == changed } else { woken.is_superset(&changed) }, "woken {:?}, changed {:?}", woken, changed);
+        prop_assert!(
+            if exact { woken == changed } else { woken.is_superset(&changed) },
+            "woken {:?}, changed {:?}",
+            woken,
+            changed
+        );
 
         let concerned = Self::concerned(&before, &after);
-        let woken: BTreeSet<_> = changes.deployments.iter().map(|key| ((*key.namespace).to_owned(), (*key.name).to_owned())).collect();
+        let woken: BTreeSet<_> =
+            changes.deployments.iter().map(|key| ((*key.namespace).to_owned(), (*key.name).to_owned())).collect();
         prop_assert_eq!(woken.len(), changes.deployments.len(), "each once");
-        prop_assert!(woken.is_superset(&concerned) && (!exact || woken == concerned), "woken {:?}, concerned {:?}", woken, concerned);
+        prop_assert!(
+            woken.is_superset(&concerned) && (!exact || woken == concerned),
+            "woken {:?}, concerned {:?}",
+            woken,
+            concerned
+        );
 
         for kind in Kind::ALL {
             prop_assert_eq!(index.count(kind), after.shown.keys().filter(|id| id.0 == kind).count());
             prop_assert_eq!(index.progress(kind), self.seen[kind as usize]);
         }
         for owner in ["o1", "o2"] {
-            let owned: BTreeSet<_> = index.owned_by(owner).map(|p: &std::sync::Arc<Process>| ((*p.key.namespace).to_owned(), (*p.key.name).to_owned())).collect();
-            let expected = after.shown.iter().filter(|(_, v)| v.object.as_ref().unwrap()["metadata"]["ownerReferences"][0]["uid"] == owner);
-            prop_assert_eq!(owned, expected.map(|((_, namespace, name), _)| (namespace.clone(), name.clone())).collect());
+            let owned: BTreeSet<_> = index
+                .owned_by(owner)
+                .map(|p: &std::sync::Arc<Process>| ((*p.key.namespace).to_owned(), (*p.key.name).to_owned()))
+                .collect();
+            let expected = after
+                .shown
+                .iter()
+                .filter(|(_, v)| v.object.as_ref().unwrap()["metadata"]["ownerReferences"][0]["uid"] == owner);
+            prop_assert_eq!(
+                owned,
+                expected.map(|((_, namespace, name), _)| (namespace.clone(), name.clone())).collect()
+            );
             prop_assert_eq!(index.owners().any(|uid| &**uid == owner), index.owned_by(owner).next().is_some());
         }
         for namespace in NAMESPACES {
-            let switches: BTreeSet<_> = index.switches_in(namespace).map(|switch| (*switch.key.name).to_owned()).collect();
-            prop_assert_eq!(switches, after.shown.keys().filter(|id| id.0 == Kind::Switch && id.1 == namespace).map(|id| id.2.clone()).collect());
+            let switches: BTreeSet<_> =
+                index.switches_in(namespace).map(|switch| (*switch.key.name).to_owned()).collect();
+            prop_assert_eq!(
+                switches,
+                after
+                    .shown
+                    .keys()
+                    .filter(|id| id.0 == Kind::Switch && id.1 == namespace)
+                    .map(|id| id.2.clone())
+                    .collect()
+            );
         }
         Ok(())
     }
@@ -383,15 +490,23 @@ impl World {
                 continue;
             }
             let (kind, namespace, name) = id;
-            let of = |version: Option<&Version>, member: &str| version.map(|v| v.object.as_ref().unwrap()["metadata"][member].clone());
-            let here = after.shown.keys().filter(|id| id.0 == Kind::Deployment && id.1 == *namespace).map(|id| id.2.clone());
+            let of = |version: Option<&Version>, member: &str| {
+                version.map(|v| v.object.as_ref().unwrap()["metadata"][member].clone())
+            };
+            let here =
+                after.shown.keys().filter(|id| id.0 == Kind::Deployment && id.1 == *namespace).map(|id| id.2.clone());
             match kind {
                 Kind::Deployment => concerned.extend([(namespace.clone(), name.clone())]),
                 Kind::Switch if ["labels", "uid", "deletionTimestamp"].iter().all(|m| of(old, m) == of(new, m)) => {}
                 Kind::Switch => concerned.extend(here.map(|deployment| (namespace.clone(), deployment))),
                 Kind::Process => {
-                    concerned.extend(here.filter(|deployment| name.starts_with(deployment)).map(|deployment| (namespace.clone(), deployment)));
-                    let owners = [old, new].into_iter().filter_map(|v| of(v, "ownerReferences")?[0]["name"].as_str().map(str::to_owned));
+                    concerned.extend(
+                        here.filter(|deployment| name.starts_with(deployment))
+                            .map(|deployment| (namespace.clone(), deployment)),
+                    );
+                    let owners = [old, new]
+                        .into_iter()
+                        .filter_map(|v| of(v, "ownerReferences")?[0]["name"].as_str().map(str::to_owned));
                     concerned.extend(owners.map(|owner| (namespace.clone(), owner)));
                 }
             }
@@ -417,7 +532,13 @@ impl World {
         if !self.index.synced(Kind::ALL[kind]) || self.lists[kind].is_some() {
             return Ok(());
         }
-        let news: Vec<_> = self.history.iter().filter(|v| v.id.0 as usize == kind && v.revision > self.seen[kind]).take(events).cloned().collect();
+        let news: Vec<_> = self
+            .history
+            .iter()
+            .filter(|v| v.id.0 as usize == kind && v.revision > self.seen[kind])
+            .take(events)
+            .cloned()
+            .collect();
         news.into_iter().try_for_each(|version| self.event(version))
     }
 

@@ -241,7 +241,10 @@ impl Pool {
 /// segment.
 fn artifact_version(url: &str) -> &str {
     let last = url.rsplit('/').next().unwrap_or_default();
-    last.split_once('@').map(|(_, digest)| digest).or_else(|| last.rsplit_once(':').map(|(_, tag)| tag)).unwrap_or_default()
+    last.split_once('@')
+        .map(|(_, digest)| digest)
+        .or_else(|| last.rsplit_once(':').map(|(_, tag)| tag))
+        .unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -276,7 +279,10 @@ mod tests {
 
     #[test]
     fn an_unreadable_process_is_still_kept() {
-        let raw: Raw = serde_json::from_value(json!({"metadata": {"name": "p", "namespace": "n"}, "spec": {"deviceRef": "odd", "execution": 5}})).unwrap();
+        let raw: Raw = serde_json::from_value(
+            json!({"metadata": {"name": "p", "namespace": "n"}, "spec": {"deviceRef": "odd", "execution": 5}}),
+        )
+        .unwrap();
         let process = Pool::default().process(&raw);
         assert_eq!(&*process.device, "");
         assert_eq!(process.spec.body.get(), r#"{"execution":5}"#);

@@ -96,7 +96,13 @@ fn resource(kind: Kind) -> ApiResource {
 }
 
 /// Lists and watches a kind into the directory until shutdown. A failed list changes nothing.
-pub async fn run(client: Client, kind: Kind, directory: Arc<Directory>, last_events: Arc<LastEvents>, shutdown: CancellationToken) {
+pub async fn run(
+    client: Client,
+    kind: Kind,
+    directory: Arc<Directory>,
+    last_events: Arc<LastEvents>,
+    shutdown: CancellationToken,
+) {
     let api = all(client, kind);
     let follow = async {
         let mut delays = retry::delays(Duration::from_millis(500), Duration::from_secs(30));
@@ -143,7 +149,8 @@ async fn list(api: &Api<Raw>, kind: Kind, directory: &Directory) -> Result<Strin
     let mut listed = HashSet::new();
     let mut params = ListParams::default().limit(PAGE);
     loop {
-        let page = timeout(LIST_TIMEOUT, api.list(&params)).await.map_err(|_| (WatchError::Timeout(LIST_TIMEOUT), None))?;
+        let page =
+            timeout(LIST_TIMEOUT, api.list(&params)).await.map_err(|_| (WatchError::Timeout(LIST_TIMEOUT), None))?;
         let page = page.map_err(|error| (classify(error), None))?;
         listed.extend(page.items.iter().map(|raw| Key { namespace: raw.namespace().into(), name: raw.name().into() }));
         directory.apply_all(kind, page.items);
@@ -160,7 +167,13 @@ async fn list(api: &Api<Raw>, kind: Kind, directory: &Directory) -> Result<Strin
 }
 
 /// Follows a watch until the apiserver ends it as asked; returns where the next one starts.
-async fn watch(api: &Api<Raw>, kind: Kind, directory: &Directory, last_events: &LastEvents, from: String) -> Result<String, Failure> {
+async fn watch(
+    api: &Api<Raw>,
+    kind: Kind,
+    directory: &Directory,
+    last_events: &LastEvents,
+    from: String,
+) -> Result<String, Failure> {
     let seconds = WATCH_SECONDS + rand::rng().random_range(0..=WATCH_SECONDS / 2);
     let patience = Duration::from_secs(u64::from(seconds) + 5);
     let started = Instant::now();
@@ -172,7 +185,9 @@ async fn watch(api: &Api<Raw>, kind: Kind, directory: &Directory, last_events: &
     let mut stream = std::pin::pin!(stream.into_stream());
     loop {
         let left = patience.saturating_sub(started.elapsed());
-        let Ok(event) = timeout(left, stream.next()).await else { return Err(failure(WatchError::Timeout(patience), &at)) };
+        let Ok(event) = timeout(left, stream.next()).await else {
+            return Err(failure(WatchError::Timeout(patience), &at));
+        };
         let Some(event) = event else {
             if started.elapsed() < SHORT_WATCH {
                 return Err(failure(WatchError::Status("it ended at once".into()), &at));

@@ -46,7 +46,9 @@ pub fn router(admin: Admin) -> Router {
 /// Ready once the first lists are in; it stays so while the apiserver is away, since devices are served from
 /// the cache.
 async fn ready(State(admin): State<Admin>) -> Response {
-    let waiting: Vec<&str> = admin.directory.read(|index| Kind::ALL.into_iter().filter(|kind| !index.synced(*kind)).map(Kind::as_str).collect());
+    let waiting: Vec<&str> = admin
+        .directory
+        .read(|index| Kind::ALL.into_iter().filter(|kind| !index.synced(*kind)).map(Kind::as_str).collect());
     if waiting.is_empty() {
         return "ok\n".into_response();
     }

@@ -68,20 +68,28 @@ pub struct Clients {
 pub async fn connect(kubeconfig: Option<&Path>) -> Result<Clients, ClusterError> {
     let mut config = match kubeconfig {
         Some(path) => {
-            let fault = |error: kube::config::KubeconfigError| ClusterError::Kubeconfig { path: path.display().to_string(), reason: chain(&error) };
+            let fault = |error: kube::config::KubeconfigError| ClusterError::Kubeconfig {
+                path: path.display().to_string(),
+                reason: chain(&error),
+            };
             let file = Kubeconfig::read_from(path).map_err(fault)?;
             Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.map_err(fault)?
         }
         None => match Config::incluster() {
             Ok(config) => config,
-            Err(_) => Config::from_kubeconfig(&KubeConfigOptions::default()).await.map_err(|error| ClusterError::Nowhere(chain(&error)))?,
+            Err(_) => Config::from_kubeconfig(&KubeConfigOptions::default())
+                .await
+                .map_err(|error| ClusterError::Nowhere(chain(&error)))?,
         },
     };
     config.default_retry = false;
     config.connect_timeout = Some(CALL_TIMEOUT);
     let url = config.cluster_url.to_string();
     let client = |config: Config| {
-        Client::try_from(config).map_err(|error| ClusterError::Kubeconfig { path: kubeconfig.map_or_else(String::new, |p| p.display().to_string()), reason: chain(&error) })
+        Client::try_from(config).map_err(|error| ClusterError::Kubeconfig {
+            path: kubeconfig.map_or_else(String::new, |p| p.display().to_string()),
+            reason: chain(&error),
+        })
     };
     Ok(Clients { watch: client(config.clone())?, status: client(config)?, url })
 }
@@ -98,7 +106,9 @@ pub async fn check(clients: &Clients) -> Result<(), ClusterError> {
             let reason = match timeout(CALL_TIMEOUT, api.list(&ListParams::default().limit(1))).await {
                 Ok(Ok(_)) => break,
                 // By the code: for a group that it does not know the apiserver's 404 is plain text, without a reason.
-                Ok(Err(kube::Error::Api(status))) if status.code == 404 => return Err(ClusterError::MissingCrd(kind.as_str())),
+                Ok(Err(kube::Error::Api(status))) if status.code == 404 => {
+                    return Err(ClusterError::MissingCrd(kind.as_str()));
+                }
                 Ok(Err(kube::Error::Api(status))) if status.is_forbidden() || status.code == 401 => {
                     return Err(ClusterError::Refused { kind: kind.as_str(), reason: status.message });
                 }

@@ -21,20 +21,39 @@ impl ManagerMetrics {
     /// # Errors
     /// When one is registered already.
     pub fn register(registry: &Registry) -> prometheus::Result<Self> {
-        let build = IntGaugeVec::new(Opts::new("praetor_build_info", "Always 1; the version of this manager is in the label."), &["version"])?;
+        let build = IntGaugeVec::new(
+            Opts::new("praetor_build_info", "Always 1; the version of this manager is in the label."),
+            &["version"],
+        )?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
-        let leader = IntGauge::new("praetor_leader", "1 when this replica runs the fan-out; a single replica always does.")?;
+        let leader =
+            IntGauge::new("praetor_leader", "1 when this replica runs the fan-out; a single replica always does.")?;
         leader.set(1);
         let members = IntGauge::new("praetor_members", "Live replicas that this one sees, itself included.")?;
         members.set(1);
-        let forwards = IntCounterVec::new(Opts::new("praetor_forwards_total", "Reports forwarded to the replica that owns the device, by result; none while there is one replica."), &["result"])?;
+        let forwards = IntCounterVec::new(
+            Opts::new(
+                "praetor_forwards_total",
+                "Reports forwarded to the replica that owns the device, by result; none while there is one replica.",
+            ),
+            &["result"],
+        )?;
         for result in ["ok", "error"] {
             forwards.with_label_values(&[result]);
         }
         let metrics = Self {
-            watch: GaugeVec::new(Opts::new("praetor_watch_last_event_seconds", "Seconds since the watch of a kind said anything, bookmarks included."), &["kind"])?,
+            watch: GaugeVec::new(
+                Opts::new(
+                    "praetor_watch_last_event_seconds",
+                    "Seconds since the watch of a kind said anything, bookmarks included.",
+                ),
+                &["kind"],
+            )?,
             owned: IntGauge::new("praetor_owned_devices", "Devices whose status this replica writes.")?,
-            objects: IntGaugeVec::new(Opts::new("praetor_objects", "Objects of a kind in the watch cache."), &["kind"])?,
+            objects: IntGaugeVec::new(
+                Opts::new("praetor_objects", "Objects of a kind in the watch cache."),
+                &["kind"],
+            )?,
         };
         registry.register(Box::new(build))?;
         registry.register(Box::new(leader))?;
@@ -53,8 +72,11 @@ impl ManagerMetrics {
         for kind in Kind::ALL {
             let count = directory.map_or(0, |directory| directory.read(|index| index.count(kind)));
             self.objects.with_label_values(&[kind.as_str()]).set(gauge(count));
-            self.watch.with_label_values(&[kind.as_str()]).set(last_events.map_or(0.0, |events| events.silent_seconds(kind)));
+            self.watch
+                .with_label_values(&[kind.as_str()])
+                .set(last_events.map_or(0.0, |events| events.silent_seconds(kind)));
         }
-        self.owned.set(directory.map_or(0, |directory| gauge(directory.read(crate::desired::index::Index::device_count))));
+        self.owned
+            .set(directory.map_or(0, |directory| gauge(directory.read(crate::desired::index::Index::device_count))));
     }
 }

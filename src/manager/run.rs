@@ -48,11 +48,7 @@ enum RunError {
     #[error(transparent)]
     Cluster(#[from] ClusterError),
     #[error("{flag} {address}: cannot listen: {source}")]
-    Listen {
-        flag: &'static str,
-        address: SocketAddr,
-        source: std::io::Error,
-    },
+    Listen { flag: &'static str, address: SocketAddr, source: std::io::Error },
     #[error("cannot start: {0}")]
     Start(#[from] std::io::Error),
     #[error("cannot register metrics: {0}")]
@@ -62,10 +58,7 @@ enum RunError {
     #[error("no secret or token is configured for {0}")]
     NoToken(String),
     #[error("{path}: {source}")]
-    Write {
-        path: PathBuf,
-        source: std::io::Error,
-    },
+    Write { path: PathBuf, source: std::io::Error },
     #[error("cannot render the CRDs: {0}")]
     Crds(#[from] api::schema::RenderError),
     #[error("a vital part was lost: {0}")]
@@ -138,7 +131,8 @@ async fn run(arguments: RunArguments) -> Result<(), RunError> {
     let manager_metrics = ManagerMetrics::register(&registry)?;
 
     let heartbeat = u64::from(arguments.default_heartbeat_seconds);
-    let settings = Settings { heartbeat_interval_seconds: heartbeat, allow_cross_namespace: arguments.allow_cross_namespace };
+    let settings =
+        Settings { heartbeat_interval_seconds: heartbeat, allow_cross_namespace: arguments.allow_cross_namespace };
     let (directory, mut dirty) = Directory::new(settings);
     let roll = Arc::new(Roll::new(Duration::from_secs(heartbeat * u64::from(arguments.stale_multiplier))));
     let identity = arguments.identity.unwrap_or_else(host_and_pid);
@@ -163,7 +157,10 @@ async fn run(arguments: RunArguments) -> Result<(), RunError> {
     let mut writers = Tasks::default();
     tasks.spawn("credentials", credentials.watch_files(working.clone()));
     let trickle = arguments.mass_disconnects_per_second as usize;
-    tasks.spawn("sweeper", sweeper::run(directory.clone(), roll.clone(), writer.clone(), presence_metrics, trickle, working.clone()));
+    tasks.spawn(
+        "sweeper",
+        sweeper::run(directory.clone(), roll.clone(), writer.clone(), presence_metrics, trickle, working.clone()),
+    );
     {
         let (client, directory, working) = (clients.watch.clone(), directory.clone(), working.clone());
         tasks.spawn("rollout", async move {
@@ -171,7 +168,14 @@ async fn run(arguments: RunArguments) -> Result<(), RunError> {
         });
     }
     writers.spawn("writer", writer.clone().run(flushing.clone()));
-    let view = Admin { registry, metrics: manager_metrics, directory: directory.clone(), last_events: last_events.clone(), roll: roll.clone(), writer };
+    let view = Admin {
+        registry,
+        metrics: manager_metrics,
+        directory: directory.clone(),
+        last_events: last_events.clone(),
+        roll: roll.clone(),
+        writer,
+    };
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         identity,
@@ -207,7 +211,10 @@ async fn run(arguments: RunArguments) -> Result<(), RunError> {
         _ = interrupt.recv() => return Ok(()),
     }
     for kind in Kind::ALL {
-        tasks.spawn("watch", watch::run(clients.watch.clone(), kind, directory.clone(), last_events.clone(), working.clone()));
+        tasks.spawn(
+            "watch",
+            watch::run(clients.watch.clone(), kind, directory.clone(), last_events.clone(), working.clone()),
+        );
     }
 
     let lost = tokio::select! {
@@ -235,7 +242,9 @@ async fn run(arguments: RunArguments) -> Result<(), RunError> {
 /// All interfaces means IPv6 and IPv4, or IPv4 alone where there is no IPv6.
 async fn listen(flag: &'static str, address: SocketAddr) -> Result<TcpListener, RunError> {
     let listener = match TcpListener::bind(address).await {
-        Err(error) if address.ip().is_unspecified() && address.is_ipv6() && error.kind() != std::io::ErrorKind::AddrInUse => {
+        Err(error)
+            if address.ip().is_unspecified() && address.is_ipv6() && error.kind() != std::io::ErrorKind::AddrInUse =>
+        {
             TcpListener::bind((IpAddr::V4(Ipv4Addr::UNSPECIFIED), address.port())).await
         }
         bound => bound,

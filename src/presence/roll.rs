@@ -49,12 +49,21 @@ impl Roll {
             entry.heard_ms = now;
             return;
         }
-        self.devices.entry(device.into()).or_insert(Entry { heard_ms: now, order: Order::default(), settled: None }).heard_ms = now;
+        self.devices
+            .entry(device.into())
+            .or_insert(Entry { heard_ms: now, order: Order::default(), settled: None })
+            .heard_ms = now;
     }
 
     /// Judges the order of a report of a device that has been [`Roll::heard`]. `seed` gives the report that the
     /// status remembers and is called only when this process knows of none.
-    pub fn order(&self, device: &str, boot_id: Option<&str>, sequence: Option<u64>, seed: impl FnOnce() -> Option<Order>) -> Freshness {
+    pub fn order(
+        &self,
+        device: &str,
+        boot_id: Option<&str>,
+        sequence: Option<u64>,
+        seed: impl FnOnce() -> Option<Order>,
+    ) -> Freshness {
         let known = self.devices.get(device).is_some_and(|entry| !entry.order.is_empty());
         let seed = if known { None } else { seed() };
         let Some(mut entry) = self.devices.get_mut(device) else { return Freshness::New };

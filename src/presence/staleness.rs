@@ -81,7 +81,9 @@ impl Observer {
     pub fn tick(&mut self, now_ms: u64, boot_ms: Option<u64>, every_ms: u64) -> Option<u64> {
         let late = now_ms.saturating_sub(self.last_tick_ms).saturating_sub(every_ms);
         let suspended = match (boot_ms, self.last_boot_ms) {
-            (Some(boot), Some(last)) => boot.saturating_sub(last).saturating_sub(now_ms.saturating_sub(self.last_tick_ms)),
+            (Some(boot), Some(last)) => {
+                boot.saturating_sub(last).saturating_sub(now_ms.saturating_sub(self.last_tick_ms))
+            }
             _ => 0,
         };
         self.last_tick_ms = now_ms;

@@ -47,8 +47,17 @@ impl PresenceMetrics {
     /// # Errors
     /// When one is registered already.
     pub fn register(registry: &Registry) -> prometheus::Result<Self> {
-        let devices = IntGaugeVec::new(Opts::new("praetor_devices", "Known devices by state: connected, stale (silent for longer than the window) or never (no report since the start)."), &["state"])?;
-        let held = IntGaugeVec::new(Opts::new("praetor_staleness_held", "Devices whose silence is not (yet) taken for death, by reason."), &["reason"])?;
+        let devices = IntGaugeVec::new(
+            Opts::new(
+                "praetor_devices",
+                "Known devices by state: connected, stale (silent for longer than the window) or never (no report since the start).",
+            ),
+            &["state"],
+        )?;
+        let held = IntGaugeVec::new(
+            Opts::new("praetor_staleness_held", "Devices whose silence is not (yet) taken for death, by reason."),
+            &["reason"],
+        )?;
         for state in ["connected", "stale", "never"] {
             devices.with_label_values(&[state]);
         }
@@ -63,7 +72,14 @@ impl PresenceMetrics {
 
 /// Sweeps until shutdown. `trickle` is how many devices a second are called dead when a large share falls
 /// silent at once.
-pub async fn run(directory: Arc<Directory>, roll: Arc<Roll>, writer: Arc<Writer>, metrics: PresenceMetrics, trickle: usize, shutdown: CancellationToken) {
+pub async fn run(
+    directory: Arc<Directory>,
+    roll: Arc<Roll>,
+    writer: Arc<Writer>,
+    metrics: PresenceMetrics,
+    trickle: usize,
+    shutdown: CancellationToken,
+) {
     let mut ticks = tokio::time::interval(EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut mass = false;
@@ -73,7 +89,10 @@ pub async fn run(directory: Arc<Directory>, roll: Arc<Roll>, writer: Arc<Writer>
             _ = ticks.tick() => {}
         }
         if let Some(away) = roll.tick(EVERY) {
-            tracing::warn!(away_seconds = away.as_secs(), "this process was paused: every device gets a whole window again");
+            tracing::warn!(
+                away_seconds = away.as_secs(),
+                "this process was paused: every device gets a whole window again"
+            );
         }
         if !directory.read(crate::desired::index::Index::serves_devices) {
             continue;
@@ -84,14 +103,20 @@ pub async fn run(directory: Arc<Directory>, roll: Arc<Roll>, writer: Arc<Writer>
         if (held > 0) != mass {
             mass = held > 0;
             if mass {
-                tracing::warn!(silent = sweep.silent.len(), connected = sweep.connected, per_second = trickle, "a large share of the fleet fell silent at once: disconnects are written at a trickle");
+                tracing::warn!(
+                    silent = sweep.silent.len(),
+                    connected = sweep.connected,
+                    per_second = trickle,
+                    "a large share of the fleet fell silent at once: disconnects are written at a trickle"
+                );
             } else {
                 tracing::info!("no more disconnects are held back");
             }
         }
         sweep.held[Held::Mass as usize] = held;
         // The ones that are being written already do not use up the trickle again.
-        let (pending, fresh): (Vec<_>, Vec<_>) = sweep.silent.drain(..).partition(|keys| keys.iter().any(|(kind, key)| writer.is_pending(*kind, key)));
+        let (pending, fresh): (Vec<_>, Vec<_>) =
+            sweep.silent.drain(..).partition(|keys| keys.iter().any(|(kind, key)| writer.is_pending(*kind, key)));
         let fresh = fresh.into_iter().take(allowed.saturating_sub(pending.len())).flatten();
         for (kind, key) in fresh.chain(sweep.misplaced.drain(..).map(|key| (Kind::Process, key))) {
             // A full queue: the next sweep finds it again.
@@ -133,7 +158,10 @@ async fn sweep(directory: &Directory, roll: &Roll) -> Sweep {
 impl Sweep {
     fn look(&mut self, name: &str, device: &Device, roll: &Roll, cross: bool) {
         for process in &device.processes {
-            let warned = process.status.condition(ConditionType::SpecWarning).is_some_and(|c| c.status && &*c.reason == "DeviceNotInNamespace");
+            let warned = process
+                .status
+                .condition(ConditionType::SpecWarning)
+                .is_some_and(|c| c.status && &*c.reason == "DeviceNotInNamespace");
             if warned == device.counts(&process.key.namespace, cross) && !process.deleting {
                 self.misplaced.push(process.key.clone());
             }
@@ -144,9 +172,13 @@ impl Sweep {
             _ if roll.has_heard(name) => self.stale += 1,
             _ => self.never += 1,
         }
-        let processes = device.processes.iter().filter(|process| process.status.is(ConditionType::AgentConnected) == Some(true));
+        let processes =
+            device.processes.iter().filter(|process| process.status.is(ConditionType::AgentConnected) == Some(true));
         let switches = device.switches.iter().filter(|switch| switch.status.connected.map(|c| c.0) == Some(true));
-        let mut connected = processes.map(|process| (Kind::Process, &process.key)).chain(switches.map(|switch| (Kind::Switch, &switch.key))).peekable();
+        let mut connected = processes
+            .map(|process| (Kind::Process, &process.key))
+            .chain(switches.map(|switch| (Kind::Switch, &switch.key)))
+            .peekable();
         if connected.peek().is_none() {
             return;
         }

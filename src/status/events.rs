@@ -15,8 +15,8 @@ use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{Api, ObjectMeta, PostParams};
 use kube::Client;
+use kube::api::{Api, ObjectMeta, PostParams};
 use sha2::{Digest, Sha256};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -55,7 +55,13 @@ impl Events {
     #[must_use]
     pub fn new(client: Client, identity: &str, metrics: StatusMetrics) -> Arc<Self> {
         let instance = identity.chars().take(64).filter(char::is_ascii).collect();
-        Arc::new(Self { client, instance, metrics, background: Arc::new(Semaphore::new(BACKGROUND)), calls: Semaphore::new(CONCURRENCY) })
+        Arc::new(Self {
+            client,
+            instance,
+            metrics,
+            background: Arc::new(Semaphore::new(BACKGROUND)),
+            calls: Semaphore::new(CONCURRENCY),
+        })
     }
 
     /// Writes the events of the transition that a status has just been given. Returns when they are written, or
@@ -92,9 +98,19 @@ impl Events {
                 let mut count = 0;
                 for (_, device) in index.devices(from, 1_000) {
                     count += 1;
-                    recent.extend(device.processes.iter().filter(|process| {
-                        process.status.outbox.as_ref().is_some_and(|outbox| (now - outbox.time).abs() <= patience)
-                    }).cloned());
+                    recent.extend(
+                        device
+                            .processes
+                            .iter()
+                            .filter(|process| {
+                                process
+                                    .status
+                                    .outbox
+                                    .as_ref()
+                                    .is_some_and(|outbox| (now - outbox.time).abs() <= patience)
+                            })
+                            .cloned(),
+                    );
                 }
                 count
             });
@@ -139,7 +155,14 @@ impl Events {
                 event_time: Some(MicroTime(Timestamp::from_second(outbox.time).unwrap_or(Timestamp::UNIX_EPOCH))),
                 type_: Some(if reason.is_warning() { "Warning" } else { "Normal" }.into()),
                 reason: Some(reason.as_str().into()),
-                action: Some(if matches!(reason, Reason::AgentConnected | Reason::AgentDisconnected) { "Heartbeat" } else { "Report" }.into()),
+                action: Some(
+                    if matches!(reason, Reason::AgentConnected | Reason::AgentDisconnected) {
+                        "Heartbeat"
+                    } else {
+                        "Report"
+                    }
+                    .into(),
+                ),
                 note: Some(note),
                 reporting_controller: Some(format!("{GROUP}/praetor-manager")),
                 reporting_instance: Some(self.instance.clone()),
@@ -160,7 +183,8 @@ impl Events {
 
     /// Creates an event unless it exists; false when that did not succeed in time.
     async fn write(&self, (reason, event): &(Reason, Event), patience: Duration) -> bool {
-        let api: Api<Event> = Api::namespaced(self.client.clone(), event.metadata.namespace.as_deref().unwrap_or_default());
+        let api: Api<Event> =
+            Api::namespaced(self.client.clone(), event.metadata.namespace.as_deref().unwrap_or_default());
         let started = Instant::now();
         let count = |result: &str| self.metrics.events.with_label_values(&[reason.as_str(), result]).inc();
         for delay in retry::delays(Duration::from_millis(100), Duration::from_secs(30)) {
@@ -179,7 +203,9 @@ impl Events {
                     return true;
                 }
                 // The namespace is going, or the event is refused as such: no later try can help.
-                Ok(Err(kube::Error::Api(status))) if status.is_not_found() || status.is_invalid() || namespace_is_going(&status) => {
+                Ok(Err(kube::Error::Api(status)))
+                    if status.is_not_found() || status.is_invalid() || namespace_is_going(&status) =>
+                {
                     tracing::warn!(reason = reason.as_str(), %status, "event refused");
                     count("error");
                     return true;
@@ -197,7 +223,8 @@ impl Events {
     }
 
     async fn exists(&self, (_, event): &(Reason, Event)) -> bool {
-        let api: Api<Event> = Api::namespaced(self.client.clone(), event.metadata.namespace.as_deref().unwrap_or_default());
+        let api: Api<Event> =
+            Api::namespaced(self.client.clone(), event.metadata.namespace.as_deref().unwrap_or_default());
         let name = event.metadata.name.as_deref().unwrap_or_default();
         matches!(timeout(CALL_TIMEOUT, api.get_opt(name)).await, Ok(Ok(Some(_))))
     }

@@ -133,7 +133,11 @@ impl Intake {
                         jobs.insert((Kind::Process, process.key.clone()), (Job::reporting(reported), urgent));
                     }
                 }
-                Found::NotYours => rejected.push(Rejection { namespace: observed.namespace, name: observed.name, reason: "NotYours".into() }),
+                Found::NotYours => rejected.push(Rejection {
+                    namespace: observed.namespace,
+                    name: observed.name,
+                    reason: "NotYours".into(),
+                }),
                 Found::Gone => clean = false,
                 Found::Unknown => unread = true,
             }
@@ -178,7 +182,8 @@ impl Intake {
             let Some(known) = index.device(device) else { return BTreeMap::new() };
             let cross = index.settings().allow_cross_namespace;
             let processes = known.processes.iter().filter(|process| {
-                known.counts(&process.key.namespace, cross) && process.status.is(ConditionType::AgentConnected) != Some(true)
+                known.counts(&process.key.namespace, cross)
+                    && process.status.is(ConditionType::AgentConnected) != Some(true)
             });
             let switches = known.switches.iter().filter(|switch| switch.status.connected.map(|c| c.0) != Some(true));
             processes
@@ -193,11 +198,14 @@ impl Intake {
         let Some(version) = version else { return };
         let stale = self.directory.read(|index| {
             let switches = index.device(device).map(|device| device.switches.as_slice()).unwrap_or_default();
-            let differs = switches.iter().filter(|switch| project_switch(&switch.status, AgentState::Alive, Some(&version), 0).is_some());
+            let differs = switches
+                .iter()
+                .filter(|switch| project_switch(&switch.status, AgentState::Alive, Some(&version), 0).is_some());
             differs.map(|switch| switch.key.clone()).collect::<Vec<_>>()
         });
         for key in stale {
-            jobs.entry((Kind::Switch, key)).or_insert_with(|| (Job::default(), true)).0.agent_version = Some(version.clone());
+            jobs.entry((Kind::Switch, key)).or_insert_with(|| (Job::default(), true)).0.agent_version =
+                Some(version.clone());
         }
     }
 
@@ -243,7 +251,9 @@ impl Intake {
     fn seed(&self, device: &str) -> Option<Order> {
         self.directory.read(|index| {
             let processes = index.device(device)?.processes.iter();
-            let latest = processes.filter(|process| process.status.last_report.is_some()).max_by_key(|process| process.revision)?;
+            let latest = processes
+                .filter(|process| process.status.last_report.is_some())
+                .max_by_key(|process| process.revision)?;
             latest.status.last_report.as_ref().map(|last| Order::seeded(&last.boot_id, last.sequence))
         })
     }

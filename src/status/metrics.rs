@@ -63,21 +63,36 @@ impl StatusMetrics {
     pub fn register(registry: &Registry) -> prometheus::Result<Self> {
         let metrics = Self {
             patches: IntCounterVec::new(
-                Opts::new("praetor_status_patches_total", "Status patches of DeviceProcesses and NetworkSwitches by result."),
+                Opts::new(
+                    "praetor_status_patches_total",
+                    "Status patches of DeviceProcesses and NetworkSwitches by result.",
+                ),
                 &["result"],
             )?,
             patch_seconds: Histogram::with_opts(
                 HistogramOpts::new("praetor_status_patch_seconds", "Time from sending a status patch to its answer.")
                     .buckets(vec![0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0]),
             )?,
-            queue_depth: IntGauge::new("praetor_status_queue_depth", "Objects whose status waits to be looked at or written.")?,
-            queue_oldest: prometheus::Gauge::new("praetor_status_queue_oldest_seconds", "How long the oldest due status write has waited.")?,
+            queue_depth: IntGauge::new(
+                "praetor_status_queue_depth",
+                "Objects whose status waits to be looked at or written.",
+            )?,
+            queue_oldest: prometheus::Gauge::new(
+                "praetor_status_queue_oldest_seconds",
+                "How long the oldest due status write has waited.",
+            )?,
             events: IntCounterVec::new(
-                Opts::new("praetor_events_total", "Events of DeviceProcesses by reason and result; exists means that it had been written before."),
+                Opts::new(
+                    "praetor_events_total",
+                    "Events of DeviceProcesses by reason and result; exists means that it had been written before.",
+                ),
                 &["reason", "result"],
             )?,
             live_reads: IntCounterVec::new(
-                Opts::new("praetor_live_reads_total", "Reads of objects that a report named and the watch had not shown, by result."),
+                Opts::new(
+                    "praetor_live_reads_total",
+                    "Reads of objects that a report named and the watch had not shown, by result.",
+                ),
                 &["result"],
             )?,
         };

@@ -73,13 +73,19 @@ impl Observed {
     pub fn read(observation: &Observation) -> Result<Self, Invalid> {
         let hash = |text: &str| SpecHash::parse(text).ok_or(Invalid);
         let seconds = |text: &Option<std::borrow::Cow<str>>| {
-            text.as_deref().map(|text| time::parse(text).map(|t| t.seconds).filter(|s| YEARS.contains(s)).ok_or(Invalid)).transpose()
+            text.as_deref()
+                .map(|text| time::parse(text).map(|t| t.seconds).filter(|s| YEARS.contains(s)).ok_or(Invalid))
+                .transpose()
         };
-        let count = |number: Option<i64>| number.map(|n| if (0..=MAX_NUMBER).contains(&n) { Ok(n) } else { Err(Invalid) }).transpose();
+        let count = |number: Option<i64>| {
+            number.map(|n| if (0..=MAX_NUMBER).contains(&n) { Ok(n) } else { Err(Invalid) }).transpose()
+        };
         let text = |text: &Option<std::borrow::Cow<str>>| {
             text.as_deref().map(|text| clean(text).into_owned()).filter(|text| !text.is_empty())
         };
-        let condition = |flag: Option<bool>, reason, message| flag.map(|flag| (flag, text(reason).filter(|reason| is_reason(reason)), text(message)));
+        let condition = |flag: Option<bool>, reason, message| {
+            flag.map(|flag| (flag, text(reason).filter(|reason| is_reason(reason)), text(message)))
+        };
         let exit_code = observation.exit_code;
         if exit_code.is_some_and(|code| i32::try_from(code).is_err()) {
             return Err(Invalid);
@@ -101,8 +107,16 @@ impl Observed {
             warning: text(&observation.warning_message),
             artifact: Artifact {
                 digest: text(&observation.artifact_digest),
-                downloaded: condition(observation.artifact_downloaded, &observation.artifact_download_reason, &observation.artifact_download_message),
-                verified: condition(observation.artifact_verified, &observation.artifact_verify_reason, &observation.artifact_verify_message),
+                downloaded: condition(
+                    observation.artifact_downloaded,
+                    &observation.artifact_download_reason,
+                    &observation.artifact_download_message,
+                ),
+                verified: condition(
+                    observation.artifact_verified,
+                    &observation.artifact_verify_reason,
+                    &observation.artifact_verify_message,
+                ),
                 attempts: count(observation.artifact_download_attempts)?,
                 last_attempt: seconds(&observation.last_artifact_attempt_time)?,
                 last_error: text(&observation.artifact_last_error),
@@ -177,9 +191,10 @@ mod tests {
 
     #[test]
     fn what_cannot_be_a_reason_is_no_reason() {
-        let observed = read(&json!({"namespace": "n", "name": "p", "observedSpecHash": hash(), "artifactDownloaded": false,
+        let observed =
+            read(&json!({"namespace": "n", "name": "p", "observedSpecHash": hash(), "artifactDownloaded": false,
             "artifactDownloadReason": "no way!", "artifactDownloadMessage": "a\u{1b}b"}))
-        .unwrap();
+            .unwrap();
         assert_eq!(observed.artifact.downloaded, Some((false, None, Some("ab".into()))));
     }
 }

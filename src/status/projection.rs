@@ -1,7 +1,10 @@
 //! Pure: status + what is known now → the next status and the events of the transition, or nothing.
 
 use super::observed::Observed;
-use super::record::{Condition, ConditionType, Counters, Details, LastReport, Outbox, Phase, Reason, Record, SwitchRecord, agent_connected};
+use super::record::{
+    Condition, ConditionType, Counters, Details, LastReport, Outbox, Phase, Reason, Record, SwitchRecord,
+    agent_connected,
+};
 use crate::desired::lean::{Process, RestartPolicy, Text};
 use crate::presence::staleness::AgentState;
 
@@ -56,7 +59,9 @@ pub fn project(process: &Process, input: Input, now: i64) -> Option<Change> {
     // These ride along; alone they are no reason to write.
     next.daemon_set = true;
     // A number that Kubernetes cannot store would make it refuse the rest, too.
-    if let Some(order) = reported.and_then(|reported| reported.order.as_ref()).filter(|order| i64::try_from(order.sequence).is_ok()) {
+    if let Some(order) =
+        reported.and_then(|reported| reported.order.as_ref()).filter(|order| i64::try_from(order.sequence).is_ok())
+    {
         next.last_report = Some(order.clone());
     }
     if !reasons.is_empty() {
@@ -68,7 +73,12 @@ pub fn project(process: &Process, input: Input, now: i64) -> Option<Change> {
 
 /// The next status of a NetworkSwitch; `None` when nothing changed.
 #[must_use]
-pub fn project_switch(before: &SwitchRecord, agent: AgentState, agent_version: Option<&Text>, now: i64) -> Option<SwitchRecord> {
+pub fn project_switch(
+    before: &SwitchRecord,
+    agent: AgentState,
+    agent_version: Option<&Text>,
+    now: i64,
+) -> Option<SwitchRecord> {
     let mut next = before.clone();
     match (agent, before.connected.map(|(connected, _)| connected)) {
         (AgentState::Alive, None | Some(false)) => next.connected = Some((true, now)),
@@ -129,7 +139,8 @@ fn project_counts(next: &mut Record, reasons: &mut Vec<Reason>, counts: bool, re
 fn project_observed(process: &Process, next: &mut Record, reasons: &mut Vec<Reason>, observed: &Observed, now: i64) {
     let current = observed.spec == process.spec.hash;
     let another = next.observed.replace(observed.spec) != Some(observed.spec);
-    let appeared = set(next, ConditionType::SpecObserved, true, "SpecObserved", &format!("observed {}", observed.spec), now);
+    let appeared =
+        set(next, ConditionType::SpecObserved, true, "SpecObserved", &format!("observed {}", observed.spec), now);
     if another || appeared {
         reasons.push(Reason::SpecObserved);
     }
@@ -162,8 +173,18 @@ fn project_observed(process: &Process, next: &mut Record, reasons: &mut Vec<Reas
 fn project_artifact(next: &mut Record, observed: &Observed, now: i64) {
     let artifact = &observed.artifact;
     for (kind, said, done, failed) in [
-        (ConditionType::ArtifactDownloaded, &artifact.downloaded, "the artifact is on the device", "the download failed"),
-        (ConditionType::ArtifactVerified, &artifact.verified, "the checksum is right", "the artifact could not be verified"),
+        (
+            ConditionType::ArtifactDownloaded,
+            &artifact.downloaded,
+            "the artifact is on the device",
+            "the download failed",
+        ),
+        (
+            ConditionType::ArtifactVerified,
+            &artifact.verified,
+            "the checksum is right",
+            "the artifact could not be verified",
+        ),
     ] {
         let Some((done_now, reason, message)) = said else { continue };
         let error = artifact.last_error.as_deref();
@@ -173,7 +194,14 @@ fn project_artifact(next: &mut Record, observed: &Observed, now: i64) {
             (false, Some(_)) => ("Failed", failed),
             (false, None) => ("Pending", "not yet"),
         };
-        set(next, kind, *done_now, reason.as_deref().unwrap_or(default_reason), message.as_deref().unwrap_or(default_message), now);
+        set(
+            next,
+            kind,
+            *done_now,
+            reason.as_deref().unwrap_or(default_reason),
+            message.as_deref().unwrap_or(default_message),
+            now,
+        );
     }
     let whole = artifact.downloaded.is_some() || artifact.verified.is_some();
     let details = details(next);
@@ -192,7 +220,11 @@ fn project_process(next: &mut Record, reasons: &mut Vec<Reason>, observed: &Obse
         project_started(next, reasons, observed, started, now);
     }
     if let Some(healthy) = observed.healthy {
-        let (reason, message) = if healthy { ("Healthy", "the process is healthy") } else { ("Unhealthy", observed.error.as_deref().unwrap_or("the health check fails")) };
+        let (reason, message) = if healthy {
+            ("Healthy", "the process is healthy")
+        } else {
+            ("Unhealthy", observed.error.as_deref().unwrap_or("the health check fails"))
+        };
         if set(next, ConditionType::Healthy, healthy, reason, message, now) && !healthy {
             reasons.push(Reason::Unhealthy);
         }
@@ -217,9 +249,21 @@ fn project_process(next: &mut Record, reasons: &mut Vec<Reason>, observed: &Obse
 
 fn project_started(next: &mut Record, reasons: &mut Vec<Reason>, observed: &Observed, started: bool, now: i64) {
     let ended = !started && observed.exit_code.is_some();
-    let reason = if started { "Started" } else if ended { "Exited" } else { "NotStarted" };
+    let reason = if started {
+        "Started"
+    } else if ended {
+        "Exited"
+    } else {
+        "NotStarted"
+    };
     let message = observed.error.as_deref().or(observed.last_termination_reason.as_deref().filter(|_| ended));
-    let message = message.unwrap_or(if started { "the process is running" } else if ended { "the process has ended" } else { "the process is not running" });
+    let message = message.unwrap_or(if started {
+        "the process is running"
+    } else if ended {
+        "the process has ended"
+    } else {
+        "the process is not running"
+    });
     if set(next, ConditionType::ProcessStarted, started, reason, message, now) && started {
         reasons.push(Reason::ProcessStarted);
     }

@@ -74,15 +74,27 @@ fn the_first_report_says_three_things() {
     assert!(change.urgent);
     assert_eq!(change.reasons, [Reason::AgentConnected, Reason::SpecObserved]);
     let record = &process.status;
-    assert_eq!(condition(record, ConditionType::AgentConnected), Some((true, "AgentConnected".into(), "agent is reporting".into(), NOW)));
-    assert_eq!(condition(record, ConditionType::SpecObserved), Some((true, "SpecObserved".into(), format!("observed {hash}"), NOW)));
+    assert_eq!(
+        condition(record, ConditionType::AgentConnected),
+        Some((true, "AgentConnected".into(), "agent is reporting".into(), NOW))
+    );
+    assert_eq!(
+        condition(record, ConditionType::SpecObserved),
+        Some((true, "SpecObserved".into(), format!("observed {hash}"), NOW))
+    );
     assert_eq!(record.conditions.len(), 2);
     assert_eq!((record.observed, record.running, record.observed_generation), (Some(hash), None, Some(1)));
-    assert_eq!((record.phase, record.transitions, record.artifact_version.as_deref()), (Phase::Pending, 1, Some("1.2.3")));
+    assert_eq!(
+        (record.phase, record.transitions, record.artifact_version.as_deref()),
+        (Phase::Pending, 1, Some("1.2.3"))
+    );
     assert!(record.daemon_set);
     // The patch holds what the contract promises, and nothing that was there already.
     let patch = merge_patch(&Record::default().write(), &change.record.write()).unwrap();
-    assert_eq!((&patch["runtimeSemantics"], &patch["transitions"], patch.get("phase")), (&json!("DaemonSet"), &json!(1), None));
+    assert_eq!(
+        (&patch["runtimeSemantics"], &patch["transitions"], patch.get("phase")),
+        (&json!("DaemonSet"), &json!(1), None)
+    );
 }
 
 #[test]
@@ -96,8 +108,13 @@ fn losing_the_agent_changes_one_condition() {
     let lost = project(&process, of(AgentState::Stale), NOW + 60).unwrap();
     assert_eq!((lost.reasons.as_slice(), lost.urgent), (&[Reason::AgentDisconnected][..], true));
     let mut expected = before.clone();
-    expected.conditions[0] =
-        Condition { kind: ConditionType::AgentConnected, status: false, since: NOW + 60, reason: "HeartbeatMissed".into(), message: "no report within the staleness window".into() };
+    expected.conditions[0] = Condition {
+        kind: ConditionType::AgentConnected,
+        status: false,
+        since: NOW + 60,
+        reason: "HeartbeatMissed".into(),
+        message: "no report within the staleness window".into(),
+    };
     expected.transitions += 1;
     expected.outbox = Some(Box::new(Outbox { time: NOW + 60, reasons: vec![Reason::AgentDisconnected] }));
     assert_eq!(lost.record, expected);
@@ -112,7 +129,8 @@ fn losing_the_agent_changes_one_condition() {
 #[test]
 fn the_phase_is_the_first_that_fits() {
     use Phase::{Failed, Pending, Running, Succeeded};
-    let (started, ended) = (json!({"processStarted": true}), |code: i64| json!({"processStarted": false, "exitCode": code}));
+    let (started, ended) =
+        (json!({"processStarted": true}), |code: i64| json!({"processStarted": false, "exitCode": code}));
     let with = |mut says: Value, key: &str, value: Value| {
         says[key] = value;
         says
@@ -144,20 +162,32 @@ fn the_phase_is_the_first_that_fits() {
         let change = report(&mut process, says.clone(), NOW).unwrap();
         assert_eq!(process.status.phase, phase, "{policy} {says}");
         assert_eq!(process.status.phase_since, (phase != Pending).then_some(NOW), "{policy} {says}");
-        assert_eq!(change.reasons.contains(&Reason::ProcessFailed), phase == Failed, "{policy} {says}: from absent, too");
+        assert_eq!(
+            change.reasons.contains(&Reason::ProcessFailed),
+            phase == Failed,
+            "{policy} {says}: from absent, too"
+        );
     }
 }
 
 #[test]
 fn an_observation_that_leaves_the_process_out_leaves_it_as_it_was() {
     let mut process = fresh("Always");
-    report(&mut process, json!({"processStarted": true, "healthy": true, "pid": 5, "restartCount": 2, "artifactDownloaded": true, "artifactDigest": "sha256:x"}), NOW);
+    report(
+        &mut process,
+        json!({"processStarted": true, "healthy": true, "pid": 5, "restartCount": 2, "artifactDownloaded": true, "artifactDigest": "sha256:x"}),
+        NOW,
+    );
     assert_eq!(report(&mut process, json!({}), NOW + 1), None);
     // What is said is taken in, even without its flag.
-    let change = report(&mut process, json!({"healthy": false, "pid": 6, "artifactDigest": "sha256:y"}), NOW + 2).unwrap();
+    let change =
+        report(&mut process, json!({"healthy": false, "pid": 6, "artifactDigest": "sha256:y"}), NOW + 2).unwrap();
     assert_eq!((change.reasons.as_slice(), change.urgent), (&[Reason::Unhealthy][..], true));
     let details = process.status.details.as_deref().unwrap();
-    assert_eq!((details.counters.pid, details.counters.restart_count, details.artifact_digest.as_deref()), (Some(6), Some(2), Some("sha256:y")));
+    assert_eq!(
+        (details.counters.pid, details.counters.restart_count, details.artifact_digest.as_deref()),
+        (Some(6), Some(2), Some("sha256:y"))
+    );
     assert_eq!((process.status.phase, process.status.is(ConditionType::ProcessStarted)), (Phase::Running, Some(true)));
 }
 
@@ -165,15 +195,28 @@ fn an_observation_that_leaves_the_process_out_leaves_it_as_it_was() {
 fn unhealthy_is_an_event_from_absent_too() {
     let mut process = fresh("Always");
     let change = report(&mut process, json!({"processStarted": true, "healthy": false}), NOW).unwrap();
-    assert_eq!(change.reasons, [Reason::AgentConnected, Reason::SpecObserved, Reason::ProcessStarted, Reason::Unhealthy]);
+    assert_eq!(
+        change.reasons,
+        [Reason::AgentConnected, Reason::SpecObserved, Reason::ProcessStarted, Reason::Unhealthy]
+    );
     assert_eq!(process.status.transitions, 1, "one patch, one transition");
-    let change = report(&mut process, json!({"processStarted": true, "healthy": false, "errorMessage": "probe: 503"}), NOW + 1).unwrap();
+    let change =
+        report(&mut process, json!({"processStarted": true, "healthy": false, "errorMessage": "probe: 503"}), NOW + 1)
+            .unwrap();
     assert_eq!(change.reasons, [Reason::ProcessFailed], "a new message is no event");
-    assert_eq!(condition(&process.status, ConditionType::Healthy), Some((false, "Unhealthy".into(), "probe: 503".into(), NOW)));
-    let change = report(&mut process, json!({"processStarted": true, "healthy": false, "errorMessage": "probe: 504"}), NOW + 2).unwrap();
+    assert_eq!(
+        condition(&process.status, ConditionType::Healthy),
+        Some((false, "Unhealthy".into(), "probe: 503".into(), NOW))
+    );
+    let change =
+        report(&mut process, json!({"processStarted": true, "healthy": false, "errorMessage": "probe: 504"}), NOW + 2)
+            .unwrap();
     assert_eq!((change.reasons.len(), change.urgent, process.status.transitions), (0, true, 2));
     assert_eq!(report(&mut process, json!({"processStarted": true, "healthy": true}), NOW + 3).unwrap().reasons, []);
-    assert_eq!(condition(&process.status, ConditionType::Healthy).unwrap(), (true, "Healthy".into(), "the process is healthy".into(), NOW + 3));
+    assert_eq!(
+        condition(&process.status, ConditionType::Healthy).unwrap(),
+        (true, "Healthy".into(), "the process is healthy".into(), NOW + 3)
+    );
 }
 
 #[test]
@@ -189,11 +232,17 @@ fn why_the_process_is_not_there() {
     let started = |says: Value| {
         let mut process = fresh("Always");
         report(&mut process, says, NOW);
-        condition(&process.status, ConditionType::ProcessStarted).map(|(status, reason, message, _)| (status, reason, message))
+        condition(&process.status, ConditionType::ProcessStarted)
+            .map(|(status, reason, message, _)| (status, reason, message))
     };
     for (says, status, reason, message) in [
         (json!({"processStarted": true}), true, "Started", "the process is running"),
-        (json!({"processStarted": true, "lastTerminationReason": "OOMKilled"}), true, "Started", "the process is running"),
+        (
+            json!({"processStarted": true, "lastTerminationReason": "OOMKilled"}),
+            true,
+            "Started",
+            "the process is running",
+        ),
         (json!({"processStarted": true, "errorMessage": "odd"}), true, "Started", "odd"),
         (json!({"processStarted": false}), false, "NotStarted", "the process is not running"),
         (json!({"processStarted": false, "errorMessage": "no such file"}), false, "NotStarted", "no such file"),
@@ -214,12 +263,22 @@ fn every_new_hash_is_an_event_and_the_generation_says_whether_it_is_current() {
     let mut process = process_with(&process, 2, "r/agent:2.0.0");
     let old = process.status.observed.unwrap().to_string();
     assert_eq!(report(&mut process, json!({"observedSpecHash": old}), NOW + 1), None);
-    assert_eq!((process.status.observed_generation, process.status.artifact_version.as_deref()), (Some(1), Some("1.2.3")));
+    assert_eq!(
+        (process.status.observed_generation, process.status.artifact_version.as_deref()),
+        (Some(1), Some("1.2.3"))
+    );
     let change = report(&mut process, json!({}), NOW + 2).unwrap();
     assert_eq!(change.reasons, [Reason::SpecObserved]);
-    assert_eq!((process.status.observed_generation, process.status.artifact_version.as_deref()), (Some(2), Some("2.0.0")));
+    assert_eq!(
+        (process.status.observed_generation, process.status.artifact_version.as_deref()),
+        (Some(2), Some("2.0.0"))
+    );
     let (status, _, message, since) = condition(&process.status, ConditionType::SpecObserved).unwrap();
-    assert_eq!((status, message, since), (true, format!("observed {}", process.spec.hash), NOW), "it was True before, so the time stands");
+    assert_eq!(
+        (status, message, since),
+        (true, format!("observed {}", process.spec.hash), NOW),
+        "it was True before, so the time stands"
+    );
     // Another generation with the same hash is seen as soon as it is there.
     let mut process = process_with(&process, 3, "r/agent:2.0.0");
     let change = report(&mut process, json!({}), NOW + 3).unwrap();
@@ -245,8 +304,15 @@ fn which_spec_the_process_was_started_from() {
     assert_eq!(running(json!({"processStarted": false})), None, "seen is not started");
     assert_eq!(running(json!({"processStarted": true, "runningSpecHash": hash_of(7)})), Some(hash_of(7)));
     assert_eq!(running(json!({"processStarted": true})), Some(observed.clone()));
-    assert_eq!(running(json!({"processStarted": false, "exitCode": 0})), Some(observed), "what has succeeded was started from it");
-    assert_eq!(running(json!({"processStarted": false, "exitCode": 0, "runningSpecHash": hash_of(8)})), Some(hash_of(8)));
+    assert_eq!(
+        running(json!({"processStarted": false, "exitCode": 0})),
+        Some(observed),
+        "what has succeeded was started from it"
+    );
+    assert_eq!(
+        running(json!({"processStarted": false, "exitCode": 0, "runningSpecHash": hash_of(8)})),
+        Some(hash_of(8))
+    );
 }
 
 #[test]
@@ -254,13 +320,19 @@ fn warnings_come_and_go() {
     let mut process = fresh("Always");
     let change = report(&mut process, json!({"warningMessage": "disk nearly full"}), NOW).unwrap();
     assert!(change.reasons.contains(&Reason::SpecWarning));
-    assert_eq!(condition(&process.status, ConditionType::SpecWarning), Some((true, "AgentWarning".into(), "disk nearly full".into(), NOW)));
+    assert_eq!(
+        condition(&process.status, ConditionType::SpecWarning),
+        Some((true, "AgentWarning".into(), "disk nearly full".into(), NOW))
+    );
     assert_eq!(report(&mut process, json!({"warningMessage": "disk full"}), NOW + 1).unwrap().reasons, []);
     // A switch of that name appears in another namespace.
     let away = Input { counts: false, ..of(AgentState::Alive) };
     let change = project(&process, away, NOW + 2).unwrap();
     write(&mut process, &change);
-    assert_eq!((change.reasons.len(), condition(&process.status, ConditionType::SpecWarning).unwrap().1), (0, "DeviceNotInNamespace".into()));
+    assert_eq!(
+        (change.reasons.len(), condition(&process.status, ConditionType::SpecWarning).unwrap().1),
+        (0, "DeviceNotInNamespace".into())
+    );
     assert_eq!(project(&process, away, NOW + 3), None);
     // What it says is not taken in, whatever came first.
     let said = reported(&process, &json!({"processStarted": true}), Some(("b", 1)));
@@ -268,7 +340,10 @@ fn warnings_come_and_go() {
     // Gone again, while the agent still warns: True all the time.
     let warned = reported(&process, &json!({"warningMessage": "disk full"}), None);
     let change = project(&process, alive(&warned), NOW + 4).unwrap();
-    assert_eq!((change.reasons.len(), condition(&change.record, ConditionType::SpecWarning)), (0, Some((true, "AgentWarning".into(), "disk full".into(), NOW))));
+    assert_eq!(
+        (change.reasons.len(), condition(&change.record, ConditionType::SpecWarning)),
+        (0, Some((true, "AgentWarning".into(), "disk full".into(), NOW)))
+    );
     // Or without.
     let change = project(&process, of(AgentState::Alive), NOW + 5).unwrap();
     assert_eq!((change.reasons.len(), condition(&change.record, ConditionType::SpecWarning)), (0, None));
@@ -287,7 +362,12 @@ fn a_process_that_does_not_count_has_no_agent() {
     assert_eq!(process.status.conditions.len(), 1);
     // One that had an agent can still lose it.
     report(&mut process, json!({}), NOW);
-    assert!(project(&process, Input { counts: false, ..of(AgentState::Stale) }, NOW).unwrap().reasons.contains(&Reason::AgentDisconnected));
+    assert!(
+        project(&process, Input { counts: false, ..of(AgentState::Stale) }, NOW)
+            .unwrap()
+            .reasons
+            .contains(&Reason::AgentDisconnected)
+    );
 }
 
 #[test]
@@ -297,10 +377,22 @@ fn how_the_artifact_came() {
         (json!({"artifactDownloaded": true}), ArtifactDownloaded, true, "Succeeded", "the artifact is on the device"),
         (json!({"artifactDownloaded": false}), ArtifactDownloaded, false, "Pending", "not yet"),
         (json!({"artifactDownloaded": false, "artifactLastError": "404"}), ArtifactDownloaded, false, "Failed", "404"),
-        (json!({"artifactDownloaded": false, "artifactLastError": "404", "artifactDownloadReason": "NotFound", "artifactDownloadMessage": "no such tag"}), ArtifactDownloaded, false, "NotFound", "no such tag"),
+        (
+            json!({"artifactDownloaded": false, "artifactLastError": "404", "artifactDownloadReason": "NotFound", "artifactDownloadMessage": "no such tag"}),
+            ArtifactDownloaded,
+            false,
+            "NotFound",
+            "no such tag",
+        ),
         (json!({"artifactVerified": true}), ArtifactVerified, true, "Succeeded", "the checksum is right"),
         (json!({"artifactVerified": false}), ArtifactVerified, false, "Pending", "not yet"),
-        (json!({"artifactVerified": false, "artifactVerifyReason": "ChecksumMismatch", "artifactVerifyMessage": "it is other"}), ArtifactVerified, false, "ChecksumMismatch", "it is other"),
+        (
+            json!({"artifactVerified": false, "artifactVerifyReason": "ChecksumMismatch", "artifactVerifyMessage": "it is other"}),
+            ArtifactVerified,
+            false,
+            "ChecksumMismatch",
+            "it is other",
+        ),
     ] {
         let mut process = fresh("Always");
         report(&mut process, says.clone(), NOW);
@@ -310,10 +402,18 @@ fn how_the_artifact_came() {
     let attempts = |n: u64| json!({"artifactDownloaded": false, "artifactDownloadAttempts": n, "lastArtifactAttemptTime": format!("2025-12-12T23:5{n}:00Z"), "artifactLastError": "404"});
     report(&mut process, attempts(1), NOW);
     assert!(!report(&mut process, attempts(2), NOW).unwrap().urgent);
-    let done = report(&mut process, json!({"artifactDownloaded": true, "artifactVerified": true, "artifactDigest": "sha256:d"}), NOW).unwrap();
+    let done = report(
+        &mut process,
+        json!({"artifactDownloaded": true, "artifactVerified": true, "artifactDigest": "sha256:d"}),
+        NOW,
+    )
+    .unwrap();
     let details = done.record.details.unwrap();
     assert!(done.urgent);
-    assert_eq!((details.artifact_digest.as_deref(), details.artifact_last_error, details.counters.artifact_download_attempts), (Some("sha256:d"), None, None));
+    assert_eq!(
+        (details.artifact_digest.as_deref(), details.artifact_last_error, details.counters.artifact_download_attempts),
+        (Some("sha256:d"), None, None)
+    );
 }
 
 #[test]
@@ -349,7 +449,9 @@ fn what_may_wait_and_what_may_not() {
 #[test]
 fn the_last_report_rides_along() {
     let mut process = fresh("Always");
-    let said = |process: &Process, pid: u64, order| reported(process, &json!({"processStarted": true, "pid": pid}), Some(order));
+    let said = |process: &Process, pid: u64, order| {
+        reported(process, &json!({"processStarted": true, "pid": pid}), Some(order))
+    };
     let first = said(&process, 1, ("boot", 5));
     let change = project(&process, alive(&first), NOW).unwrap();
     assert_eq!(change.record.last_report, first.order);
@@ -407,9 +509,22 @@ fn maybe<T: Clone + std::fmt::Debug + Into<Value> + 'static>(values: Vec<T>) -> 
 
 fn says() -> impl Strategy<Value = Value> {
     let hashes = || maybe(vec![hash_of(1), hash_of(2)]);
-    let process = (maybe(vec![true, false]), maybe(vec![true, false]), maybe(vec![0, 1]), maybe(vec!["e1", "e2"]), maybe(vec!["w1", "w2"]));
+    let process = (
+        maybe(vec![true, false]),
+        maybe(vec![true, false]),
+        maybe(vec![0, 1]),
+        maybe(vec!["e1", "e2"]),
+        maybe(vec!["w1", "w2"]),
+    );
     let facts = (maybe(vec![1, 2]), maybe(vec![0, 1]), maybe(vec!["Error"]), maybe(vec!["2025-12-12T23:54:58.5Z"]));
-    let artifact = (maybe(vec![true, false]), maybe(vec![true, false]), maybe(vec!["404"]), maybe(vec!["sha256:d"]), maybe(vec![1, 2]), maybe(vec!["NotFound"]));
+    let artifact = (
+        maybe(vec![true, false]),
+        maybe(vec![true, false]),
+        maybe(vec!["404"]),
+        maybe(vec!["sha256:d"]),
+        maybe(vec![1, 2]),
+        maybe(vec!["NotFound"]),
+    );
     (hashes(), hashes(), process, facts, artifact).prop_map(|(observed, running, process, facts, artifact)| {
         let mut says = json!({
             "runningSpecHash": running, "processStarted": process.0, "healthy": process.1, "exitCode": process.2, "errorMessage": process.3, "warningMessage": process.4,
@@ -448,7 +563,12 @@ fn statuses(record: &Record) -> BTreeMap<&'static str, bool> {
 }
 
 /// The conditions that must hold after an observation that is taken in.
-fn expected_conditions(before: &Record, says: Option<&Value>, agent: AgentState, counts: bool) -> BTreeMap<&'static str, bool> {
+fn expected_conditions(
+    before: &Record,
+    says: Option<&Value>,
+    agent: AgentState,
+    counts: bool,
+) -> BTreeMap<&'static str, bool> {
     let mut all = statuses(before);
     let connected = all.get("AgentConnected").copied();
     if agent == AgentState::Alive && counts {
@@ -456,7 +576,8 @@ fn expected_conditions(before: &Record, says: Option<&Value>, agent: AgentState,
     } else if agent == AgentState::Stale && connected.is_some() {
         all.insert("AgentConnected", false);
     }
-    let placed_wrong = before.condition(ConditionType::SpecWarning).is_some_and(|c| &*c.reason == "DeviceNotInNamespace");
+    let placed_wrong =
+        before.condition(ConditionType::SpecWarning).is_some_and(|c| &*c.reason == "DeviceNotInNamespace");
     if !counts {
         all.insert("SpecWarning", true);
     } else if placed_wrong {
@@ -464,8 +585,17 @@ fn expected_conditions(before: &Record, says: Option<&Value>, agent: AgentState,
     }
     let Some(says) = says else { return all };
     all.insert("SpecObserved", true);
-    if says["warningMessage"].is_null() { all.remove("SpecWarning") } else { all.insert("SpecWarning", true) };
-    for (member, kind) in [("artifactDownloaded", "ArtifactDownloaded"), ("artifactVerified", "ArtifactVerified"), ("processStarted", "ProcessStarted"), ("healthy", "Healthy")] {
+    if says["warningMessage"].is_null() {
+        all.remove("SpecWarning")
+    } else {
+        all.insert("SpecWarning", true)
+    };
+    for (member, kind) in [
+        ("artifactDownloaded", "ArtifactDownloaded"),
+        ("artifactVerified", "ArtifactVerified"),
+        ("processStarted", "ProcessStarted"),
+        ("healthy", "Healthy"),
+    ] {
         all.extend(says[member].as_bool().map(|status| (kind, status)));
     }
     if says["processStarted"].is_null() && !says["errorMessage"].is_null() {
@@ -497,7 +627,10 @@ fn expected_reasons(before: &Record, after: &Record) -> BTreeSet<&'static str> {
     let became = |kind, status| after.is(kind) == Some(status) && before.is(kind) != Some(status);
     let all = [
         ("AgentConnected", became(ConditionType::AgentConnected, true)),
-        ("AgentDisconnected", before.is(ConditionType::AgentConnected) == Some(true) && became(ConditionType::AgentConnected, false)),
+        (
+            "AgentDisconnected",
+            before.is(ConditionType::AgentConnected) == Some(true) && became(ConditionType::AgentConnected, false),
+        ),
         ("SpecObserved", after.observed != before.observed),
         ("ProcessStarted", became(ConditionType::ProcessStarted, true)),
         ("ProcessFailed", after.phase == Phase::Failed && before.phase != Phase::Failed),
@@ -510,7 +643,17 @@ fn expected_reasons(before: &Record, after: &Record) -> BTreeSet<&'static str> {
 /// A status without what may wait and what only rides along.
 fn must_be_written(record: &Record) -> Value {
     let mut status = record.write();
-    for key in ["pid", "startTime", "restartCount", "artifactDownloadAttempts", "lastArtifactAttemptTime", "lastReport", "lastEvents", "transitions", "runtimeSemantics"] {
+    for key in [
+        "pid",
+        "startTime",
+        "restartCount",
+        "artifactDownloadAttempts",
+        "lastArtifactAttemptTime",
+        "lastReport",
+        "lastEvents",
+        "transitions",
+        "runtimeSemantics",
+    ] {
         status.as_object_mut().unwrap().remove(key);
     }
     status

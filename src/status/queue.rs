@@ -68,7 +68,10 @@ impl<K: Clone + Eq + Hash + Ord, T: Merge> Queue<K, T> {
             }
             None if full => return Err(Full),
             None => {
-                self.slots.insert(key.clone(), Slot { waiting: Some(work), in_flight: false, since_ms: now_ms, not_before_ms });
+                self.slots.insert(
+                    key.clone(),
+                    Slot { waiting: Some(work), in_flight: false, since_ms: now_ms, not_before_ms },
+                );
                 self.enqueue(key, now_ms);
             }
         }

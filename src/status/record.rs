@@ -308,9 +308,10 @@ impl Record {
             observed_generation: status["observedGeneration"].as_i64(),
             transitions: status["transitions"].as_u64().unwrap_or(0),
             daemon_set: string("runtimeSemantics") == Some(DAEMON_SET),
-            last_report: last_report["bootId"].as_str().zip(last_report["sequence"].as_u64()).map(|(boot_id, sequence)| {
-                LastReport { boot_id: text(boot_id), sequence }
-            }),
+            last_report: last_report["bootId"]
+                .as_str()
+                .zip(last_report["sequence"].as_u64())
+                .map(|(boot_id, sequence)| LastReport { boot_id: text(boot_id), sequence }),
             outbox,
             artifact_version: string("artifactVersion").map(&mut text),
             details: (details != Details::default()).then(|| Box::new(details)),
@@ -348,7 +349,10 @@ impl Record {
         put("observedGeneration", self.observed_generation.map(Value::from));
         put("transitions", (self.transitions > 0).then(|| self.transitions.into()));
         put("artifactVersion", text(&self.artifact_version));
-        put("lastReport", self.last_report.as_ref().map(|last| json!({"bootId": &*last.boot_id, "sequence": last.sequence})));
+        put(
+            "lastReport",
+            self.last_report.as_ref().map(|last| json!({"bootId": &*last.boot_id, "sequence": last.sequence})),
+        );
         put(
             "lastEvents",
             self.outbox.as_ref().map(|outbox| {
@@ -367,7 +371,8 @@ impl Record {
             put("artifactDownloadAttempts", details.counters.artifact_download_attempts.map(Value::from));
             put("lastArtifactAttemptTime", seconds(details.counters.last_artifact_attempt_time));
         }
-        let conditions = self.conditions.iter().map(|c| condition(c.kind.as_str(), c.status, c.since, &c.reason, &c.message));
+        let conditions =
+            self.conditions.iter().map(|c| condition(c.kind.as_str(), c.status, c.since, &c.reason, &c.message));
         put("conditions", (!self.conditions.is_empty()).then(|| conditions.collect()));
         Value::Object(status)
     }

@@ -21,7 +21,13 @@ fn hash() -> impl Strategy<Value = SpecHash> {
 
 fn condition() -> impl Strategy<Value = Condition> {
     let kind = prop::sample::select(&ConditionType::ALL[..]);
-    (kind, any::<bool>(), TIMES, text(), text()).prop_map(|(kind, status, since, reason, message)| Condition { kind, status, since, reason, message })
+    (kind, any::<bool>(), TIMES, text(), text()).prop_map(|(kind, status, since, reason, message)| Condition {
+        kind,
+        status,
+        since,
+        reason,
+        message,
+    })
 }
 
 fn details() -> impl Strategy<Value = Details> {
@@ -34,23 +40,34 @@ fn details() -> impl Strategy<Value = Details> {
             last_artifact_attempt_time,
         },
     );
-    (of(any::<i64>()), of(text()), of(text()), of(text()), counters).prop_map(|(exit_code, last_termination_reason, artifact_last_error, artifact_digest, counters)| Details {
-        exit_code,
-        last_termination_reason,
-        artifact_last_error,
-        artifact_digest,
-        counters,
-    })
+    (of(any::<i64>()), of(text()), of(text()), of(text()), counters).prop_map(
+        |(exit_code, last_termination_reason, artifact_last_error, artifact_digest, counters)| Details {
+            exit_code,
+            last_termination_reason,
+            artifact_last_error,
+            artifact_digest,
+            counters,
+        },
+    )
 }
 
 fn record() -> impl Strategy<Value = Record> {
     let phase = prop::sample::select(vec![Phase::Pending, Phase::Running, Phase::Succeeded, Phase::Failed]);
     let last_report = (text(), any::<u64>()).prop_map(|(boot_id, sequence)| LastReport { boot_id, sequence });
-    let outbox = (TIMES, prop::collection::vec(prop::sample::select(&Reason::ALL[..]), 0..4)).prop_map(|(time, reasons)| Box::new(Outbox { time, reasons }));
+    let outbox = (TIMES, prop::collection::vec(prop::sample::select(&Reason::ALL[..]), 0..4))
+        .prop_map(|(time, reasons)| Box::new(Outbox { time, reasons }));
     let conditions = prop::collection::vec(condition(), 0..5);
     let first = (phase, of(TIMES), conditions, of(hash()), of(hash()), of(any::<i64>()));
     (first, any::<u64>(), any::<bool>(), of(last_report), of(outbox), of(text()), of(details())).prop_map(
-        |((phase, phase_since, conditions, observed, running, observed_generation), transitions, daemon_set, last_report, outbox, artifact_version, details)| Record {
+        |(
+            (phase, phase_since, conditions, observed, running, observed_generation),
+            transitions,
+            daemon_set,
+            last_report,
+            outbox,
+            artifact_version,
+            details,
+        )| Record {
             phase,
             phase_since,
             conditions,
@@ -74,16 +91,43 @@ fn json_value() -> impl Strategy<Value = Value> {
         any::<i64>().prop_map(Value::from),
         any::<f64>().prop_map(Value::from),
         ".{0,8}".prop_map(Value::from),
-        prop::sample::select(vec!["True", "Healthy", "Running", "2025-12-12T23:55:00.5+02:00", "0000-00-00T00:00:00Z", "sha256:00"]).prop_map(Value::from),
+        prop::sample::select(vec![
+            "True",
+            "Healthy",
+            "Running",
+            "2025-12-12T23:55:00.5+02:00",
+            "0000-00-00T00:00:00Z",
+            "sha256:00"
+        ])
+        .prop_map(Value::from),
     ];
     let key = prop::sample::select(vec![
-        "phase", "conditions", "type", "status", "reason", "lastTransitionTime", "observedSpecHash", "observedGeneration", "transitions", "lastReport", "bootId",
-        "sequence", "lastEvents", "time", "reasons", "pid", "exitCode", "startTime", "agentVersion", "other",
+        "phase",
+        "conditions",
+        "type",
+        "status",
+        "reason",
+        "lastTransitionTime",
+        "observedSpecHash",
+        "observedGeneration",
+        "transitions",
+        "lastReport",
+        "bootId",
+        "sequence",
+        "lastEvents",
+        "time",
+        "reasons",
+        "pid",
+        "exitCode",
+        "startTime",
+        "agentVersion",
+        "other",
     ]);
     leaf.prop_recursive(4, 40, 6, move |inner| {
         prop_oneof![
             prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
-            prop::collection::btree_map(key.clone().prop_map(str::to_owned), inner, 0..8).prop_map(|members| Value::Object(members.into_iter().collect())),
+            prop::collection::btree_map(key.clone().prop_map(str::to_owned), inner, 0..8)
+                .prop_map(|members| Value::Object(members.into_iter().collect())),
         ]
     })
 }
@@ -109,7 +153,11 @@ fn apply_merge_patch(target: &mut Value, patch: &Value) {
 /// Merge patches cannot say `null`, and the apiserver stores none.
 fn without_nulls(value: Value) -> Value {
     match value {
-        Value::Object(members) => members.into_iter().filter(|(_, value)| !value.is_null()).map(|(key, value)| (key, without_nulls(value))).collect(),
+        Value::Object(members) => members
+            .into_iter()
+            .filter(|(_, value)| !value.is_null())
+            .map(|(key, value)| (key, without_nulls(value)))
+            .collect(),
         Value::Array(items) => items.into_iter().filter(|item| !item.is_null()).map(without_nulls).collect(),
         other => other,
     }
@@ -144,7 +192,13 @@ fn what_cannot_be_read_is_absent() {
         "phase": 7, "observedSpecHash": "sha256:xyz", "transitions": -1, "lastReport": {"bootId": "b"}, "pid": "7", "startTime": "noon",
         "conditions": [3, {"type": "Mood", "status": "True"}, {"type": "Healthy"}, {"type": "ProcessStarted", "status": "Unknown"}],
     }));
-    let unknown = Condition { kind: ConditionType::ProcessStarted, status: false, since: 0, reason: "".into(), message: "".into() };
+    let unknown = Condition {
+        kind: ConditionType::ProcessStarted,
+        status: false,
+        since: 0,
+        reason: "".into(),
+        message: "".into(),
+    };
     assert_eq!(record, Record { conditions: vec![unknown], ..Record::default() });
 }
 
@@ -163,7 +217,10 @@ fn a_switch_has_one_condition() {
 fn a_patch_names_what_changed_alone() {
     let from = json!({"phase": "Pending", "pid": 1, "lastReport": {"bootId": "b", "sequence": 1, "x": 1}, "conditions": [1, 2]});
     let to = json!({"phase": "Pending", "lastReport": {"bootId": "b", "sequence": 2}, "conditions": [1]});
-    assert_eq!(merge_patch(&from, &to), Some(json!({"pid": null, "lastReport": {"sequence": 2, "x": null}, "conditions": [1]})));
+    assert_eq!(
+        merge_patch(&from, &to),
+        Some(json!({"pid": null, "lastReport": {"sequence": 2, "x": null}, "conditions": [1]}))
+    );
     assert_eq!(merge_patch(&from, &from), None);
     assert_eq!(merge_patch(&Value::Null, &json!({"a": 1})), Some(json!({"a": 1})));
 }

@@ -121,7 +121,15 @@ impl Merge for Job {
 impl Writer {
     /// `client` must not retry by itself. `capacity` bounds the objects that wait, `rate` the patches a second.
     #[must_use]
-    pub fn new(client: Client, directory: Arc<Directory>, roll: Arc<Roll>, events: Arc<Events>, metrics: StatusMetrics, capacity: usize, rate: u32) -> Arc<Self> {
+    pub fn new(
+        client: Client,
+        directory: Arc<Directory>,
+        roll: Arc<Roll>,
+        events: Arc<Events>,
+        metrics: StatusMetrics,
+        capacity: usize,
+        rate: u32,
+    ) -> Arc<Self> {
         Arc::new(Self {
             client,
             directory,
@@ -199,7 +207,8 @@ impl Writer {
             if closing && self.queue.lock().is_empty() {
                 return;
             }
-            let wait = due.map_or(Duration::from_secs(3_600), |due| Duration::from_millis(due.saturating_sub(self.now_ms())));
+            let wait =
+                due.map_or(Duration::from_secs(3_600), |due| Duration::from_millis(due.saturating_sub(self.now_ms())));
             tokio::select! {
                 () = self.changed.notified() => {}
                 () = tokio::time::sleep(wait) => {}
@@ -255,10 +264,21 @@ impl Writer {
                     self.directory.adopt(Kind::Process, *raw);
                     self.note_written(key);
                     for reason in &change.reasons {
-                        tracing::info!(device = &*process.device, namespace = &*key.namespace, process = &*key.name, reason = reason.as_str(), phase = change.record.phase.as_str(), "transition");
+                        tracing::info!(
+                            device = &*process.device,
+                            namespace = &*key.namespace,
+                            process = &*key.name,
+                            reason = reason.as_str(),
+                            phase = change.record.phase.as_str(),
+                            "transition"
+                        );
                     }
                     job.tell();
-                    return if change.reasons.is_empty() { Next::Done } else { Next::Emit(process, Box::new(change.record)) };
+                    return if change.reasons.is_empty() {
+                        Next::Done
+                    } else {
+                        Next::Emit(process, Box::new(change.record))
+                    };
                 }
                 Answer::Conflict => match self.read_live(Kind::Process, key).await {
                     Ok(true) => {}
@@ -267,7 +287,12 @@ impl Writer {
                 },
                 Answer::Gone => return finish(job),
                 Answer::Refused(error) => {
-                    tracing::error!(namespace = &*key.namespace, process = &*key.name, error, "the apiserver refuses this status");
+                    tracing::error!(
+                        namespace = &*key.namespace,
+                        process = &*key.name,
+                        error,
+                        "the apiserver refuses this status"
+                    );
                     return Next::Done;
                 }
                 Answer::Failed(error) => {
@@ -281,16 +306,27 @@ impl Writer {
 
     async fn write_switch(&self, key: &Key, job: Job) -> Next {
         for _ in 0..CONFLICTS {
-            let Some(switch) = self.directory.read(|index| index.switch(&key.namespace, &key.name).cloned()) else { return finish(job) };
+            let Some(switch) = self.directory.read(|index| index.switch(&key.namespace, &key.name).cloned()) else {
+                return finish(job);
+            };
             let agent = self.roll.state(&key.name);
-            let Some(next) = project_switch(&switch.status, agent, job.agent_version.as_ref(), clock::unix_seconds()) else { return finish(job) };
+            let Some(next) = project_switch(&switch.status, agent, job.agent_version.as_ref(), clock::unix_seconds())
+            else {
+                return finish(job);
+            };
             let patch = merge_patch(&switch.status.write(), &next.write()).unwrap_or(Value::Null);
             match self.patch(Kind::Switch, key, switch.revision, &switch.uid, &patch).await {
                 Answer::Written(raw) => {
                     self.directory.adopt(Kind::Switch, *raw);
                     if next.connected.map(|c| c.0) != switch.status.connected.map(|c| c.0) {
                         let connected = next.connected.is_some_and(|c| c.0);
-                        tracing::info!(device = &*key.name, namespace = &*key.namespace, connected, agent = next.agent_version.as_deref(), "device connection changed");
+                        tracing::info!(
+                            device = &*key.name,
+                            namespace = &*key.namespace,
+                            connected,
+                            agent = next.agent_version.as_deref(),
+                            "device connection changed"
+                        );
                     }
                     return finish(job);
                 }
@@ -301,7 +337,12 @@ impl Writer {
                 },
                 Answer::Gone => return finish(job),
                 Answer::Refused(error) => {
-                    tracing::error!(namespace = &*key.namespace, switch = &*key.name, error, "the apiserver refuses this status");
+                    tracing::error!(
+                        namespace = &*key.namespace,
+                        switch = &*key.name,
+                        error,
+                        "the apiserver refuses this status"
+                    );
                     return Next::Done;
                 }
                 Answer::Failed(error) => return self.later(key, job, &error),
@@ -327,13 +368,16 @@ impl Writer {
         let body = json!({"metadata": {"resourceVersion": revision.to_string(), "uid": uid}, "status": status});
         let api = namespaced(self.client.clone(), kind, &key.namespace);
         let sent = Instant::now();
-        let answer = timeout(CALL_TIMEOUT, api.patch_status(&key.name, &PatchParams::default(), &Patch::Merge(&body))).await;
+        let answer =
+            timeout(CALL_TIMEOUT, api.patch_status(&key.name, &PatchParams::default(), &Patch::Merge(&body))).await;
         self.metrics.patch_seconds.observe(sent.elapsed().as_secs_f64());
         let (result, answer) = match answer {
             Ok(Ok(raw)) => (PatchResult::Ok, Answer::Written(Box::new(raw))),
             Ok(Err(kube::Error::Api(status))) if status.is_conflict() => (PatchResult::Conflict, Answer::Conflict),
             Ok(Err(kube::Error::Api(status))) if status.is_not_found() => (PatchResult::NotFound, Answer::Gone),
-            Ok(Err(kube::Error::Api(status))) if status.is_invalid() || status.code == 400 => (PatchResult::Invalid, Answer::Refused(status.message)),
+            Ok(Err(kube::Error::Api(status))) if status.is_invalid() || status.code == 400 => {
+                (PatchResult::Invalid, Answer::Refused(status.message))
+            }
             Ok(Err(error)) => (PatchResult::Error, Answer::Failed(error.to_string())),
             Err(_) => (PatchResult::Error, Answer::Failed(format!("no answer within {CALL_TIMEOUT:?}"))),
         };
@@ -362,7 +406,14 @@ impl Writer {
         job.attempts += 1;
         let most = (100 << job.attempts.min(7)).min(MAX_BACKOFF_MS);
         let delay = rand::rng().random_range(most / 2..=most);
-        tracing::debug!(namespace = &*key.namespace, name = &*key.name, error, attempts = job.attempts, delay_ms = delay, "status not written yet");
+        tracing::debug!(
+            namespace = &*key.namespace,
+            name = &*key.name,
+            error,
+            attempts = job.attempts,
+            delay_ms = delay,
+            "status not written yet"
+        );
         Next::Later(job, self.now_ms() + delay)
     }
 

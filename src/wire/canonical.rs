@@ -206,7 +206,10 @@ mod tests {
 
     #[test]
     fn empty_members_vanish_innermost_first_but_elements_stay() {
-        assert_eq!(canonical(&json!({"a": {"b": {"c": null}}, "d": [], "e": [null, {}, {"f": []}], "g": ""})), r#"{"e":[null,{},{}],"g":""}"#);
+        assert_eq!(
+            canonical(&json!({"a": {"b": {"c": null}}, "d": [], "e": [null, {}, {"f": []}], "g": ""})),
+            r#"{"e":[null,{},{}],"g":""}"#
+        );
     }
 
     /// Golden vectors: a change here would roll out to every device of every fleet at an upgrade.

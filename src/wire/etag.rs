@@ -105,7 +105,10 @@ mod tests {
 
     #[test]
     fn golden() {
-        assert_eq!(std::str::from_utf8(ETagBuilder::new(15).finish().as_bytes()).unwrap(), "\"e66c57014a6156061ae669809ec5d735\"");
+        assert_eq!(
+            std::str::from_utf8(ETagBuilder::new(15).finish().as_bytes()).unwrap(),
+            "\"e66c57014a6156061ae669809ec5d735\""
+        );
         assert_ne!(tag(1), tag(2));
         assert_ne!(ETagBuilder::new(15).finish(), ETagBuilder::new(16).finish());
     }

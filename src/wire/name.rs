@@ -34,7 +34,24 @@ mod tests {
             assert!(is_device_name(name.as_bytes()), "{name}");
         }
         let too_long = "a".repeat(254);
-        for name in ["", "A", "-a", "a-", ".a", "a.", "a..b", "a.-b", "a-.b", "a_b", "a b", "é", "a/b", "..", "a\0", too_long.as_str()] {
+        for name in [
+            "",
+            "A",
+            "-a",
+            "a-",
+            ".a",
+            "a.",
+            "a..b",
+            "a.-b",
+            "a-.b",
+            "a_b",
+            "a b",
+            "é",
+            "a/b",
+            "..",
+            "a\0",
+            too_long.as_str(),
+        ] {
             assert!(!is_device_name(name.as_bytes()), "{name}");
         }
     }

@@ -314,7 +314,11 @@ mod tests {
 
     #[test]
     fn a_bad_observation_leaves_the_others_readable() {
-        let body = format!(r#"{{"observations":[{{"name":"a","pid":"x"}},{}{},{{"name":"b"}}]}}"#, "[".repeat(10_000), "]".repeat(10_000));
+        let body = format!(
+            r#"{{"observations":[{{"name":"a","pid":"x"}},{}{},{{"name":"b"}}]}}"#,
+            "[".repeat(10_000),
+            "]".repeat(10_000)
+        );
         let report = Report::parse(body.as_bytes()).unwrap();
         let observations = report.observations.unwrap();
         let read: Vec<_> = observations.iter().map(|raw| Observation::parse(raw)).collect();

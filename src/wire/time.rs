@@ -23,7 +23,13 @@ pub fn parse(text: &str) -> Option<UnixTime> {
     }
     let (year, month, day) = (digits(0, 4)?, digits(5, 7)?, digits(8, 10)?);
     let (hour, minute, second) = (digits(11, 13)?, digits(14, 16)?, digits(17, 19)?);
-    if !(1..=12).contains(&month) || day < 1 || day > days_in_month(year, month) || hour > 23 || minute > 59 || second > 60 {
+    if !(1..=12).contains(&month)
+        || day < 1
+        || day > days_in_month(year, month)
+        || hour > 23
+        || minute > 59
+        || second > 60
+    {
         return None;
     }
     let mut at = 19;
@@ -114,7 +120,19 @@ mod tests {
         assert_eq!(at("1990-12-31T23:59:60Z"), Some(662_687_999));
         assert_eq!(at("2000-02-29t00:00:00z"), Some(951_782_400));
         assert_eq!(parse("1970-01-01T00:00:00.5Z"), Some(UnixTime { seconds: 0, nanos: 500_000_000 }));
-        for text in ["", "yesterday", "2025-12-12", "2025-12-12T23:55:00", "2025-13-12T23:55:00Z", "2025-02-29T00:00:00Z", "2025-12-12T24:00:00Z", "2025-12-12T23:55:00.Z", "2025-12-12T23:55:00Zjunk", "2025-12-12T23:55:00+2:00", "+025-12-12T23:55:00Z"] {
+        for text in [
+            "",
+            "yesterday",
+            "2025-12-12",
+            "2025-12-12T23:55:00",
+            "2025-13-12T23:55:00Z",
+            "2025-02-29T00:00:00Z",
+            "2025-12-12T24:00:00Z",
+            "2025-12-12T23:55:00.Z",
+            "2025-12-12T23:55:00Zjunk",
+            "2025-12-12T23:55:00+2:00",
+            "+025-12-12T23:55:00Z",
+        ] {
             assert_eq!(at(text), None, "{text}");
         }
     }

@@ -30,7 +30,12 @@ fn every_field_is_described() {
             let is_field = !path.ends_with("[]") && !path.ends_with("{}");
             let description = at["description"].as_str().unwrap_or_default();
             assert!(!is_field || description.len() > 10, "{path} has no description");
-            assert!(!description.contains("Auto-generated") && !description.contains("(http") && !description.contains("[`"), "{path}: {description}");
+            assert!(
+                !description.contains("Auto-generated")
+                    && !description.contains("(http")
+                    && !description.contains("[`"),
+                "{path}: {description}"
+            );
         });
     }
     assert!(seen > 100, "only {seen} fields");
@@ -89,7 +94,9 @@ fn defaults() {
     ]);
     for spec in ["DeviceProcess.spec", "DeviceProcessDeployment.spec.template.spec"] {
         expected.insert(format!("{spec}.restartPolicy"), json!("Always"));
-        for (field, value) in [("periodSeconds", 30), ("timeoutSeconds", 5), ("successThreshold", 1), ("failureThreshold", 3)] {
+        for (field, value) in
+            [("periodSeconds", 30), ("timeoutSeconds", 5), ("successThreshold", 1), ("failureThreshold", 3)]
+        {
             expected.insert(format!("{spec}.healthCheck.{field}"), json!(value));
         }
     }
