@@ -43,7 +43,7 @@ heading() {
   step="$1"
   printf '\n%s== %s. %s%s\n' "$bold" "$1" "$2" "$plain"
 }
-say() { printf '%s\n' "$*" | fold -s -w 110; }
+say() { printf '%s\n' "$*" | fold -s -w 110 | sed 's/ *$//'; }
 # Output, indented; long lines are cut so that tables stay tables, empty ones at the end are left out.
 quote() { awk '{ line = length($0) > 150 ? substr($0, 1, 147) "..." : $0 } line ~ /^[ \t]*$/ { empty++; next }
   { for (; empty > 0; empty--) print ""; print "  " line }' "$1"; }
@@ -183,7 +183,7 @@ leave() {
   # Nobody wants their data any more.
   for name in "${!pids[@]}"; do end "$name" KILL 0; done
   if [[ -d "$DEMO" ]]; then
-    if ((failed > 0)); then
+    if ((failed > 0)) && compgen -G "$DEMO/*.log" >/dev/null; then
       logs="$(mktemp -d "${TMPDIR:-/tmp}/praetor-demo-logs.XXXXXX")"
       cp "$DEMO"/*.log "$logs" 2>/dev/null
       printf 'demo: the logs of this run are in %s\n' "$logs" >&2

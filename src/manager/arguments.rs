@@ -4,6 +4,7 @@ use crate::gateway::access_log::AccessLog;
 use crate::gateway::credentials::AuthArguments;
 use crate::runtime::telemetry::LogFormat;
 use clap::{Args, Parser, Subcommand};
+use std::convert::Infallible;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 
@@ -51,8 +52,8 @@ pub struct RunArguments {
     /// How devices prove who they are.
     #[command(flatten)]
     pub auth: AuthArguments,
-    /// Kubeconfig file; without it in-cluster, then the default kubeconfig.
-    #[arg(long, value_name = "FILE")]
+    /// Kubeconfig file; without it, or empty: in-cluster, then the default kubeconfig.
+    #[arg(long, value_name = "FILE", value_parser = file)]
     pub kubeconfig: Option<PathBuf>,
     /// Name of this replica in events; without it host name and process id.
     #[arg(long, value_name = "NAME", env = "POD_NAME")]
@@ -87,6 +88,11 @@ pub struct RunArguments {
     /// Log level, or directives such as `info,praetor::rollout=debug`.
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     pub log_level: String,
+}
+
+/// Also takes nothing, which clap's own parser of paths refuses.
+fn file(text: &str) -> Result<PathBuf, Infallible> {
+    Ok(text.into())
 }
 
 fn address(text: &str) -> Result<SocketAddr, String> {

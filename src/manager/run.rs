@@ -121,7 +121,7 @@ async fn run(arguments: RunArguments) -> Result<(), RunError> {
     let credentials = Credentials::load(&arguments.auth)?;
     let devices = listen("--addr", arguments.addr).await?;
     let admin = listen("--admin-addr", arguments.admin_addr).await?;
-    let clients = cluster::connect(arguments.kubeconfig.as_deref()).await?;
+    let clients = cluster::connect(arguments.kubeconfig.as_deref().filter(|path| !path.as_os_str().is_empty())).await?;
 
     let registry = Registry::new();
     let status_metrics = StatusMetrics::register(&registry)?;
@@ -135,7 +135,7 @@ async fn run(arguments: RunArguments) -> Result<(), RunError> {
         Settings { heartbeat_interval_seconds: heartbeat, allow_cross_namespace: arguments.allow_cross_namespace };
     let (directory, mut dirty) = Directory::new(settings);
     let roll = Arc::new(Roll::new(Duration::from_secs(heartbeat * u64::from(arguments.stale_multiplier))));
-    let identity = arguments.identity.unwrap_or_else(host_and_pid);
+    let identity = arguments.identity.filter(|name| !name.is_empty()).unwrap_or_else(host_and_pid);
     let events = Events::new(clients.status.clone(), &identity, status_metrics.clone());
     let writer = Writer::new(
         clients.status.clone(),
