@@ -11,6 +11,7 @@ CARGO := cargo
 LOCKED := --locked
 AGENT_ONLY := --no-default-features --features agent
 MANAGER_ONLY := --no-default-features --features manager
+FLEET_ONLY := --no-default-features --features fleet
 
 ##@ Use it
 
@@ -60,6 +61,7 @@ clippy: ## Lints are errors: all targets, and each binary with its own features 
 	$(CARGO) clippy $(LOCKED) --all-targets --all-features -- -D warnings
 	$(CARGO) clippy $(LOCKED) --all-targets $(AGENT_ONLY) -- -D warnings
 	$(CARGO) clippy $(LOCKED) --all-targets $(MANAGER_ONLY) -- -D warnings
+	$(CARGO) clippy $(LOCKED) --all-targets $(FLEET_ONLY) -- -D warnings
 
 # Help texts of flags are documentation, too, and say <NAME>.
 docs: ## The documentation builds and its links lead somewhere

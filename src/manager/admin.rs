@@ -5,6 +5,7 @@ use crate::desired::directory::Directory;
 use crate::desired::index::{Index, Kind};
 use crate::desired::watch::LastEvents;
 use crate::presence::roll::Roll;
+use crate::presence::staleness::AgentState;
 use crate::status::writer::Writer;
 use axum::extract::{Query, State};
 use axum::http::{StatusCode, header};
@@ -71,6 +72,12 @@ struct DeviceQuery {
 
 /// What this replica believes of one device.
 async fn device(State(admin): State<Admin>, Query(query): Query<DeviceQuery>) -> Response {
+    let agent = match admin.roll.judge(&query.name) {
+        Ok(AgentState::Alive) => "alive".to_owned(),
+        Ok(AgentState::Stale) => "silent".to_owned(),
+        Ok(AgentState::Unjudged) => "not judged".to_owned(),
+        Err(held) => format!("silent, but not judged yet: {}", held.as_str()),
+    };
     let view = admin.directory.read(|index: &Index| {
         let device = index.device(&query.name)?;
         let cross = index.settings().allow_cross_namespace;
@@ -82,7 +89,7 @@ async fn device(State(admin): State<Admin>, Query(query): Query<DeviceQuery>) ->
             })
         });
         Some(json!({
-            "device": query.name, "agent": format!("{:?}", admin.roll.judge(&query.name)),
+            "device": query.name, "agent": agent,
             "etag": format!("{:?}", device.etag), "revision": device.revision, "watchRevision": index.progress(Kind::Process),
             "switches": device.switches.iter().map(|switch| format!("{}/{}", switch.key.namespace, switch.key.name)).collect::<Vec<_>>(),
             "processes": processes.collect::<Vec<_>>(),

@@ -49,9 +49,6 @@ pub struct RunArguments {
     /// Address of health, metrics and debugging; `:PORT` means all interfaces.
     #[arg(long, value_name = "ADDRESS", default_value = ":8081", value_parser = address)]
     pub admin_addr: SocketAddr,
-    /// How devices prove who they are.
-    #[command(flatten)]
-    pub auth: AuthArguments,
     /// Kubeconfig file; without it, or empty: in-cluster, then the default kubeconfig.
     #[arg(long, value_name = "FILE", value_parser = file)]
     pub kubeconfig: Option<PathBuf>,
@@ -88,6 +85,9 @@ pub struct RunArguments {
     /// Log level, or directives such as `info,praetor::rollout=debug`.
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     pub log_level: String,
+    /// How devices prove who they are. Last, since its heading would stand over whatever follows.
+    #[command(flatten)]
+    pub auth: AuthArguments,
 }
 
 /// Also takes nothing, which clap's own parser of paths refuses.
