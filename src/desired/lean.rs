@@ -1,7 +1,7 @@
 //! Pure: the small form in which objects are kept, with everything that many devices share kept once.
 
 use super::object::Raw;
-use crate::status::record::{Record, SwitchRecord};
+use crate::desired::record::{Record, SwitchRecord};
 use crate::wire::canonical::SpecHash;
 use crate::wire::name::is_device_name;
 use serde_json::Value;

@@ -7,7 +7,7 @@ use super::staleness::{AgentState, Held, allowance};
 use crate::desired::directory::Directory;
 use crate::desired::index::{Device, Kind};
 use crate::desired::lean::Key;
-use crate::status::record::ConditionType;
+use crate::desired::record::ConditionType;
 use crate::status::writer::{Job, Writer};
 use prometheus::{IntGaugeVec, Opts, Registry};
 use std::sync::Arc;

@@ -8,7 +8,7 @@ use crate::api::condition::reasons;
 use crate::api::marks::{ALLOW_MASS_DELETION_ANNOTATION, child_name, child_name_with_hash};
 use crate::api::{DeviceProcessDeploymentStatus, GROUP};
 use crate::desired::lean::{Deployment, Owner, Process, Switch, Text};
-use crate::status::record::ConditionType;
+use crate::desired::record::ConditionType;
 use jiff::Timestamp;
 use std::collections::{HashMap, HashSet};
 use std::fmt;

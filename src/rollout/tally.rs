@@ -5,7 +5,7 @@ use crate::api::DeviceProcessDeploymentStatus;
 use crate::api::condition::{reasons, set, types};
 use crate::api::deployment::{RolloutRecord, UpdateStrategy};
 use crate::desired::lean::{Deployment, Process};
-use crate::status::record::{ConditionType, Phase};
+use crate::desired::record::{ConditionType, Phase};
 use jiff::Timestamp;
 use serde::Deserialize;
 

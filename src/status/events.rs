@@ -5,11 +5,11 @@
 //! after a crash the status tells which one may be missing.
 
 use super::metrics::StatusMetrics;
-use super::record::{ConditionType, Reason, Record};
 use crate::api::{API_VERSION, GROUP};
 use crate::desired::directory::Directory;
 use crate::desired::index::Kind;
 use crate::desired::lean::Process;
+use crate::desired::record::{ConditionType, Reason, Record};
 use crate::runtime::{clock, retry};
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::api::events::v1::Event;

@@ -5,11 +5,11 @@
 
 use super::observed::Observed;
 use super::projection::{Input, Reported, project, project_switch};
-use super::record::{ConditionType, LastReport};
 use super::writer::{Job, Writer};
 use crate::desired::directory::Directory;
 use crate::desired::index::Kind;
 use crate::desired::lean::{Key, Process, Text};
+use crate::desired::record::{ConditionType, LastReport};
 use crate::presence::order::{Freshness, Order};
 use crate::presence::roll::Roll;
 use crate::presence::staleness::AgentState;

@@ -1,6 +1,6 @@
 //! Edge: metrics of status writes and events.
 
-use super::record::Reason;
+use crate::desired::record::Reason;
 use prometheus::{Histogram, HistogramOpts, IntCounterVec, IntGauge, Opts, Registry};
 
 /// Results of a status patch, and the label values that stand for them.

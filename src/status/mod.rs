@@ -1,7 +1,6 @@
 //! What Kubernetes is told about devices and their processes, and when.
 //!
 //! - [`observed`]: one observation, read and checked
-//! - [`record`]: the status, lean
 //! - [`projection`]: status + what is known → next status and its events, or nothing
 //! - [`queue`], [`limiter`]: what waits to be written, and how fast it may be
 //! - [`intake`]: takes reports in and answers them
@@ -15,5 +14,4 @@ pub mod metrics;
 pub mod observed;
 pub mod projection;
 pub mod queue;
-pub mod record;
 pub mod writer;

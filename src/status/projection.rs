@@ -1,11 +1,11 @@
 //! Pure: status + what is known now → the next status and the events of the transition, or nothing.
 
 use super::observed::Observed;
-use super::record::{
+use crate::desired::lean::{Process, RestartPolicy, Text};
+use crate::desired::record::{
     Condition, ConditionType, Counters, Details, LastReport, Outbox, Phase, Reason, Record, SwitchRecord,
     agent_connected,
 };
-use crate::desired::lean::{Process, RestartPolicy, Text};
 use crate::presence::staleness::AgentState;
 
 /// A device's observation, with its place in the order of reports.

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::desired::lean::Pool;
-use crate::status::record::merge_patch;
+use crate::desired::record::merge_patch;
 use crate::wire::canonical::SpecHash;
 use crate::wire::report::Observation;
 use proptest::prelude::*;

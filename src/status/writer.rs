@@ -8,11 +8,10 @@ use super::limiter::TokenBucket;
 use super::metrics::{PatchResult, StatusMetrics};
 use super::projection::{Input, Reported, project, project_switch};
 use super::queue::{Full, Merge, Queue};
-use super::record::{Record, merge_patch};
 use crate::desired::directory::Directory;
 use crate::desired::index::Kind;
 use crate::desired::lean::{Key, Process, Text};
-use crate::desired::object::Raw;
+use crate::desired::record::{Record, merge_patch};
 use crate::desired::watch::namespaced;
 use crate::presence::roll::Roll;
 use crate::runtime::clock;
@@ -73,11 +72,17 @@ pub struct Writer {
     closing: AtomicBool,
 }
 
+/// What became of a patch.
 enum Answer {
-    Written(Box<Raw>),
-    Conflict,
-    Gone,
-    Refused(String),
+    /// Written, and the directory has what was returned.
+    Written,
+    /// The object had changed; the directory has it as it is now.
+    Overtaken,
+    /// The object is gone.
+    Over,
+    /// The apiserver will never take it.
+    Refused,
+    /// It may or may not have been written.
     Failed(String),
 }
 
@@ -248,7 +253,8 @@ impl Writer {
             });
             let Some((process, counts)) = looked else { return finish(job) };
             self.settle_doubt(&mut job, &process).await;
-            let input = Input { agent: self.roll.state(&process.device), counts, reported: job.reported.as_deref() };
+            let agent = self.roll.state(&process.device);
+            let input = Input { agent, counts, reported: job.reported.as_deref() };
             let Some(change) = project(&process, input, clock::unix_seconds()) else { return finish(job) };
             if !change.urgent && !self.closing.load(Ordering::Relaxed) {
                 let due = self.written.lock().get(key).map_or(0, |at| at + LAZY_MS);
@@ -260,8 +266,7 @@ impl Writer {
             }
             let patch = merge_patch(&process.status.write(), &change.record.write()).unwrap_or(Value::Null);
             match self.patch(Kind::Process, key, process.revision, &process.uid, &patch).await {
-                Answer::Written(raw) => {
-                    self.directory.adopt(Kind::Process, *raw);
+                Answer::Written => {
                     self.note_written(key);
                     for reason in &change.reasons {
                         tracing::info!(
@@ -274,27 +279,14 @@ impl Writer {
                         );
                     }
                     job.tell();
-                    return if change.reasons.is_empty() {
-                        Next::Done
-                    } else {
-                        Next::Emit(process, Box::new(change.record))
-                    };
+                    if change.reasons.is_empty() {
+                        return Next::Done;
+                    }
+                    return Next::Emit(process, Box::new(change.record));
                 }
-                Answer::Conflict => match self.read_live(Kind::Process, key).await {
-                    Ok(true) => {}
-                    Ok(false) => return finish(job),
-                    Err(error) => return self.later(key, job, &error),
-                },
-                Answer::Gone => return finish(job),
-                Answer::Refused(error) => {
-                    tracing::error!(
-                        namespace = &*key.namespace,
-                        process = &*key.name,
-                        error,
-                        "the apiserver refuses this status"
-                    );
-                    return Next::Done;
-                }
+                Answer::Overtaken => {}
+                Answer::Over => return finish(job),
+                Answer::Refused => return Next::Done,
                 Answer::Failed(error) => {
                     job.doubt = job.doubt.or(Some(process.status.transitions));
                     return self.later(key, job, &error);
@@ -306,20 +298,16 @@ impl Writer {
 
     async fn write_switch(&self, key: &Key, job: Job) -> Next {
         for _ in 0..CONFLICTS {
-            let Some(switch) = self.directory.read(|index| index.switch(&key.namespace, &key.name).cloned()) else {
-                return finish(job);
-            };
+            let switch = self.directory.read(|index| index.switch(&key.namespace, &key.name).cloned());
+            let Some(switch) = switch else { return finish(job) };
             let agent = self.roll.state(&key.name);
-            let Some(next) = project_switch(&switch.status, agent, job.agent_version.as_ref(), clock::unix_seconds())
-            else {
-                return finish(job);
-            };
+            let next = project_switch(&switch.status, agent, job.agent_version.as_ref(), clock::unix_seconds());
+            let Some(next) = next else { return finish(job) };
             let patch = merge_patch(&switch.status.write(), &next.write()).unwrap_or(Value::Null);
             match self.patch(Kind::Switch, key, switch.revision, &switch.uid, &patch).await {
-                Answer::Written(raw) => {
-                    self.directory.adopt(Kind::Switch, *raw);
-                    if next.connected.map(|c| c.0) != switch.status.connected.map(|c| c.0) {
-                        let connected = next.connected.is_some_and(|c| c.0);
+                Answer::Written => {
+                    let connected = next.connected.is_some_and(|c| c.0);
+                    if switch.status.connected.is_none_or(|c| c.0 != connected) {
                         tracing::info!(
                             device = &*key.name,
                             namespace = &*key.namespace,
@@ -330,21 +318,9 @@ impl Writer {
                     }
                     return finish(job);
                 }
-                Answer::Conflict => match self.read_live(Kind::Switch, key).await {
-                    Ok(true) => {}
-                    Ok(false) => return finish(job),
-                    Err(error) => return self.later(key, job, &error),
-                },
-                Answer::Gone => return finish(job),
-                Answer::Refused(error) => {
-                    tracing::error!(
-                        namespace = &*key.namespace,
-                        switch = &*key.name,
-                        error,
-                        "the apiserver refuses this status"
-                    );
-                    return Next::Done;
-                }
+                Answer::Overtaken => {}
+                Answer::Over => return finish(job),
+                Answer::Refused => return Next::Done,
                 Answer::Failed(error) => return self.later(key, job, &error),
             }
         }
@@ -372,11 +348,23 @@ impl Writer {
             timeout(CALL_TIMEOUT, api.patch_status(&key.name, &PatchParams::default(), &Patch::Merge(&body))).await;
         self.metrics.patch_seconds.observe(sent.elapsed().as_secs_f64());
         let (result, answer) = match answer {
-            Ok(Ok(raw)) => (PatchResult::Ok, Answer::Written(Box::new(raw))),
-            Ok(Err(kube::Error::Api(status))) if status.is_conflict() => (PatchResult::Conflict, Answer::Conflict),
-            Ok(Err(kube::Error::Api(status))) if status.is_not_found() => (PatchResult::NotFound, Answer::Gone),
+            Ok(Ok(raw)) => {
+                self.directory.adopt(kind, raw);
+                (PatchResult::Ok, Answer::Written)
+            }
+            Ok(Err(kube::Error::Api(status))) if status.is_conflict() => {
+                let answer = match self.read_live(kind, key).await {
+                    Ok(true) => Answer::Overtaken,
+                    Ok(false) => Answer::Over,
+                    Err(error) => Answer::Failed(error),
+                };
+                (PatchResult::Conflict, answer)
+            }
+            Ok(Err(kube::Error::Api(status))) if status.is_not_found() => (PatchResult::NotFound, Answer::Over),
             Ok(Err(kube::Error::Api(status))) if status.is_invalid() || status.code == 400 => {
-                (PatchResult::Invalid, Answer::Refused(status.message))
+                let (kind, error) = (kind.as_str(), status.message);
+                tracing::error!(kind, namespace = &*key.namespace, name = &*key.name, error, "this status is refused");
+                (PatchResult::Invalid, Answer::Refused)
             }
             Ok(Err(error)) => (PatchResult::Error, Answer::Failed(error.to_string())),
             Err(_) => (PatchResult::Error, Answer::Failed(format!("no answer within {CALL_TIMEOUT:?}"))),

@@ -2,7 +2,7 @@
 //!
 //! Kept lean, since there is one for every process of the fleet: times are seconds, texts are shared.
 
-use crate::desired::lean::Text;
+use super::lean::Text;
 use crate::wire::canonical::SpecHash;
 use crate::wire::time;
 use serde_json::{Map, Value, json};
