@@ -7,14 +7,20 @@ mod harness;
 use std::time::{Duration, Instant};
 
 use harness::controlplane::client_of;
-use harness::{Cluster, ControlPlane, Exit, Folder, Kind, Launch, Metrics, Part, Process, Proxy, Recorder, scenario, unique, wait_for};
+use harness::{
+    Cluster, ControlPlane, Exit, Folder, Kind, Launch, Metrics, Part, Process, Proxy, Recorder, scenario, unique,
+    wait_for,
+};
 
 const SOON: Duration = Duration::from_secs(30);
 
 #[test]
 fn metrics_are_read() {
     let metrics = Metrics::parse("# HELP a b\na{code=\"200\"} 3\na{code=\"304\",x=\"y z\"} 4.5\nab 1e3\nnonsense\n");
-    assert_eq!((metrics.get("a{code=\"200\"}"), metrics.sum("a"), metrics.get("ab"), metrics.sum("none")), (3.0, 7.5, 1000.0, 0.0));
+    assert_eq!(
+        (metrics.get("a{code=\"200\"}"), metrics.sum("a"), metrics.get("ab"), metrics.sum("none")),
+        (3.0, 7.5, 1000.0, 0.0)
+    );
     assert!(metrics.has("a") && !metrics.has("b"));
 }
 
@@ -32,9 +38,16 @@ async fn a_wait_tells_what_it_saw_last() {
 #[tokio::test]
 async fn a_child_is_stopped_seen_and_killed() {
     let folder = Folder::new("child");
-    let launch = Launch::new("sh").args(["-c", "echo \"$COLOUR\"; echo \"${HOME-no home}\"; trap 'exit 7' TERM; while :; do sleep 0.05; done"]).env("COLOUR", "red");
+    let launch = Launch::new("sh")
+        .args(["-c", "echo \"$COLOUR\"; echo \"${HOME-no home}\"; trap 'exit 7' TERM; while :; do sleep 0.05; done"])
+        .env("COLOUR", "red");
     let mut process = Process::spawn("sh", &launch, &folder.join("log"));
-    wait_for(SOON, "its output", async || if process.log() == "red\nno home\n" { Ok(()) } else { Err(process.log_tail()) }).await;
+    wait_for(
+        SOON,
+        "its output",
+        async || if process.log() == "red\nno home\n" { Ok(()) } else { Err(process.log_tail()) },
+    )
+    .await;
     assert!(process.rss() > 100_000 && process.exited().is_none());
     process.signal("TERM");
     assert_eq!(process.wait_exit(SOON).await, Exit { code: Some(7), signal: None });
@@ -59,7 +72,9 @@ async fn a_control_plane_starts_and_survives() {
     assert!(kubectl.run(&["version"]).await.contains("Server Version: v1."));
 
     // The apiserver talks to etcd: what the library says about connections is not always empty.
-    let remotes = plane.process(Part::Apiserver, |p| p.connections().into_iter().map(|(_, remote)| remote).collect::<Vec<_>>()).unwrap();
+    let remotes = plane
+        .process(Part::Apiserver, |p| p.connections().into_iter().map(|(_, remote)| remote).collect::<Vec<_>>())
+        .unwrap();
     assert!(remotes.iter().any(|remote| remote.ip().is_loopback()), "{remotes:?}");
     let rss = plane.process(Part::Apiserver, Process::rss).unwrap();
     eprintln!("apiserver holds {} MB", rss / 1_000_000);
@@ -77,7 +92,8 @@ async fn audit_counts(plane: &ControlPlane) {
     let mark = plane.audit_mark();
     let namespace = cluster.namespace("audit").await;
     wait_for(SOON, "the creation in the audit log", async || {
-        let audit = plane.audit_since(mark).by("admin").verb("create").resource("namespaces").name(&namespace).code(201);
+        let audit =
+            plane.audit_since(mark).by("admin").verb("create").resource("namespaces").name(&namespace).code(201);
         if audit.count() == 1 { Ok(()) } else { Err(plane.audit_since(mark).describe()) }
     })
     .await;
@@ -91,7 +107,10 @@ async fn survives_losses(plane: &ControlPlane) {
     let kubectl = plane.kubectl();
 
     plane.kill(Part::Apiserver);
-    assert!(!kubectl.output(&["get", "--raw=/api/v1/namespaces/default", "--request-timeout=1s"], None).await.ok, "a killed apiserver answered");
+    assert!(
+        !kubectl.output(&["get", "--raw=/api/v1/namespaces/default", "--request-timeout=1s"], None).await.ok,
+        "a killed apiserver answered"
+    );
     plane.restart(Part::Apiserver).await;
     kubectl.run(&["get", "namespace", &namespace]).await;
 
@@ -100,7 +119,10 @@ async fn survives_losses(plane: &ControlPlane) {
     kubectl.run(&["get", "namespace", &namespace]).await;
 
     plane.freeze(Part::Apiserver);
-    assert!(!kubectl.output(&["get", "--raw=/api/v1/namespaces/default", "--request-timeout=1s"], None).await.ok, "a frozen apiserver answered");
+    assert!(
+        !kubectl.output(&["get", "--raw=/api/v1/namespaces/default", "--request-timeout=1s"], None).await.ok,
+        "a frozen apiserver answered"
+    );
     plane.thaw(Part::Apiserver);
     plane.wait_ready().await;
     kubectl.run(&["get", "namespace", &namespace]).await;
@@ -112,7 +134,23 @@ async fn tokens_are_signed_and_rbac_holds(plane: &ControlPlane) {
     let token = kubectl.run(&["-n", "default", "create", "token", "nobody"]).await;
     let as_nobody = |verb: &'static str, what: &'static str| {
         let (kubectl, token) = (kubectl.clone(), token.clone());
-        async move { kubectl.output(&["--kubeconfig=/dev/null", "--insecure-skip-tls-verify", "--server", &plane.url(), "--token", token.trim(), verb, what], None).await }
+        async move {
+            kubectl
+                .output(
+                    &[
+                        "--kubeconfig=/dev/null",
+                        "--insecure-skip-tls-verify",
+                        "--server",
+                        &plane.url(),
+                        "--token",
+                        token.trim(),
+                        verb,
+                        what,
+                    ],
+                    None,
+                )
+                .await
+        }
     };
     let namespaces = as_nobody("get", "namespaces").await;
     assert!(!namespaces.ok && namespaces.stderr.contains("Forbidden"), "{namespaces:?}");
@@ -125,7 +163,9 @@ async fn the_proxy_misbehaves(plane: &ControlPlane) {
     let get = ["get", "--raw=/api/v1/namespaces/default", "--request-timeout=1s"];
     kubectl.run(&get).await;
     assert!(proxy.accepted() > 0);
-    for (fault, name) in [(Proxy::cut as fn(&Proxy), "cut"), (Proxy::stall, "stall"), (Proxy::lose_answers, "lose answers")] {
+    for (fault, name) in
+        [(Proxy::cut as fn(&Proxy), "cut"), (Proxy::stall, "stall"), (Proxy::lose_answers, "lose answers")]
+    {
         fault(&proxy);
         assert!(!kubectl.output(&get, None).await.ok, "{name}: an answer came through");
         proxy.drop_connections();
@@ -133,7 +173,8 @@ async fn the_proxy_misbehaves(plane: &ControlPlane) {
         kubectl.run(&get).await;
     }
     // An answer that is lost on an open connection: the server has done what it was asked all the same.
-    let through = Cluster { client: client_of(&plane.kubeconfig_via(plane.admin_kubeconfig(), proxy.port())).await.unwrap() };
+    let through =
+        Cluster { client: client_of(&plane.kubeconfig_via(plane.admin_kubeconfig(), proxy.port())).await.unwrap() };
     through.namespace("answer-kept").await;
     proxy.lose_answers();
     let lost = tokio::time::timeout(Duration::from_secs(1), through.namespace("answer-lost")).await;
@@ -145,9 +186,18 @@ async fn the_proxy_misbehaves(plane: &ControlPlane) {
 async fn the_manager_is_no_admin(plane: &ControlPlane) {
     plane.install_crds().await;
     let kubectl = plane.kubectl_as(plane.service_account_kubeconfig().await);
-    assert_eq!(kubectl.run(&["auth", "whoami", "-o", "jsonpath={.status.userInfo.username}"]).await, harness::MANAGER_USER);
+    assert_eq!(
+        kubectl.run(&["auth", "whoami", "-o", "jsonpath={.status.userInfo.username}"]).await,
+        harness::MANAGER_USER
+    );
     kubectl.run(&["get", "networkswitches,deviceprocesses,deviceprocessdeployments", "--all-namespaces"]).await;
-    for forbidden in [["get", "secrets"], ["get", "customresourcedefinitions"], ["get", "namespaces"], ["delete", "networkswitches"], ["get", "nodes"]] {
+    for forbidden in [
+        ["get", "secrets"],
+        ["get", "customresourcedefinitions"],
+        ["get", "namespaces"],
+        ["delete", "networkswitches"],
+        ["get", "nodes"],
+    ] {
         let output = kubectl.output(&[forbidden[0], forbidden[1], "x"], None).await;
         assert!(!output.ok && output.stderr.contains("Forbidden"), "{forbidden:?}: {output:?}");
     }
@@ -168,7 +218,10 @@ async fn the_recorder_sees_every_version(plane: &ControlPlane) {
     cluster.delete(Kind::Switch, &namespace, &fleet[7]).await;
     cluster.wait_gone(Kind::Switch, &namespace, &fleet[7], SOON).await;
 
-    wait_for(SOON, "the end of one switch on record", async || recorder.history(Kind::Switch, &namespace, &fleet[7]).last().is_some_and(|s| s.deleted)).await;
+    wait_for(SOON, "the end of one switch on record", async || {
+        recorder.history(Kind::Switch, &namespace, &fleet[7]).last().is_some_and(|s| s.deleted)
+    })
+    .await;
     let history = recorder.history(Kind::Switch, &namespace, &fleet[7]);
     let sites: Vec<_> = history.iter().map(|s| s.object["metadata"]["labels"]["site"].as_str()).collect();
     assert_eq!(sites, [Some("a"), Some("b"), None, None]);
@@ -178,6 +231,9 @@ async fn the_recorder_sees_every_version(plane: &ControlPlane) {
     // A break of its watch costs it nothing and repeats nothing.
     plane.restart(Part::Apiserver).await;
     cluster.label(Kind::Switch, &namespace, &fleet[8], "site", Some("b")).await;
-    wait_for(SOON, "the change after the restart on record", async || recorder.writes(Kind::Switch, &namespace, &fleet[8]) >= 2).await;
+    wait_for(SOON, "the change after the restart on record", async || {
+        recorder.writes(Kind::Switch, &namespace, &fleet[8]) >= 2
+    })
+    .await;
     assert_eq!(recorder.of_kind(Kind::Switch).len(), fleet.len() + 4);
 }

@@ -137,16 +137,34 @@ async fn artifacts() {
     for url in ["/usr/bin/agent", "/opt/an agent/bin"] {
         rows.push(("artifact", artifact("file", url), ""));
     }
-    for url in ["/usr/bin/agent", "ftp://example.com/a", "http://", "https:///a", "example.com/a", "http://example.com/a b"] {
+    for url in
+        ["/usr/bin/agent", "ftp://example.com/a", "http://", "https:///a", "example.com/a", "http://example.com/a b"]
+    {
         rows.push(("artifact", artifact("http", url), http));
     }
     for url in ["http://example.com", "https://user@[::1]:8080/a?b=c#d", "https://example.com/a%20b"] {
         rows.push(("artifact", artifact("http", url), ""));
     }
-    for url in ["https://registry.example.com/agent:1", "docker://agent", "/agent", "a b", "agent:", "agent:1:2", "agent@sha256:12", "oci://"] {
+    for url in [
+        "https://registry.example.com/agent:1",
+        "docker://agent",
+        "/agent",
+        "a b",
+        "agent:",
+        "agent:1:2",
+        "agent@sha256:12",
+        "oci://",
+    ] {
         rows.push(("artifact", artifact("oci", url), oci));
     }
-    for url in ["agent", "agent:1.2.0", "oci://registry.example.com:5000/net/agent:v1", "localhost:5000/a/b_c:x", "[::1]:5000/agent", digest.as_str()] {
+    for url in [
+        "agent",
+        "agent:1.2.0",
+        "oci://registry.example.com:5000/net/agent:v1",
+        "localhost:5000/a/b_c:x",
+        "[::1]:5000/agent",
+        digest.as_str(),
+    ] {
         rows.push(("artifact", artifact("oci", url), ""));
     }
     judge(process, "spec", &rows).await;
@@ -167,7 +185,11 @@ async fn executions() {
             ("execution.backend", json!("upstart"), r#"supported values: "systemd", "initd", "container""#),
             ("execution.command", Value::Null, "spec.execution.command: Required value"),
             ("execution.command", json!([]), "should have at least 1 items"),
-            ("execution.command", json!([""]), "the first element of command is the program and must not be empty, such as /usr/bin/agent"),
+            (
+                "execution.command",
+                json!([""]),
+                "the first element of command is the program and must not be empty, such as /usr/bin/agent",
+            ),
             ("execution.command", json!(["/bin/a", ""]), ""),
             ("execution.command", json!(["/bin/a\u{0}b"]), "elements of command must be free of NUL characters"),
             ("execution.command", json!("/bin/a"), "spec.execution.command in body must be of type array"),
@@ -183,7 +205,11 @@ async fn executions() {
             ("execution.env", json!([{"name": "A", "value": "1"}, {"name": "A", "value": "2"}]), "Duplicate value"),
             ("execution.env", json!([{"name": "A", "value": "\u{0}"}]), "values of env must be free of NUL characters"),
             ("execution.env", json!(many), "must have at most 256 items"),
-            ("execution.workingDir", json!("var/lib"), "workingDir must be an absolute path on the device, such as /var/lib/agent"),
+            (
+                "execution.workingDir",
+                json!("var/lib"),
+                "workingDir must be an absolute path on the device, such as /var/lib/agent",
+            ),
             ("execution.workingDir", json!("/var/lib"), ""),
             ("execution.user", json!("a b"), "user must be the name or number of a user of the device"),
             ("execution.user", json!("1000"), ""),
@@ -191,11 +217,31 @@ async fn executions() {
             ("healthCheck", json!({}), "spec.healthCheck.exec: Required value"),
             ("healthCheck", json!({"exec": {"command": []}}), "should have at least 1 items"),
             ("healthCheck", json!({"exec": {"command": [""]}}), "the first element of command is the program"),
-            ("healthCheck", json!({"exec": {"command": ["/h"]}, "periodSeconds": 0}), "spec.healthCheck.periodSeconds in body should be greater than or equal to 1"),
-            ("healthCheck", json!({"exec": {"command": ["/h"]}, "timeoutSeconds": -1}), "should be greater than or equal to 1"),
-            ("healthCheck", json!({"exec": {"command": ["/h"]}, "successThreshold": 0}), "should be greater than or equal to 1"),
-            ("healthCheck", json!({"exec": {"command": ["/h"]}, "failureThreshold": 0}), "should be greater than or equal to 1"),
-            ("healthCheck", json!({"exec": {"command": ["/h"]}, "periodSeconds": 86401}), "should be less than or equal to 86400"),
+            (
+                "healthCheck",
+                json!({"exec": {"command": ["/h"]}, "periodSeconds": 0}),
+                "spec.healthCheck.periodSeconds in body should be greater than or equal to 1",
+            ),
+            (
+                "healthCheck",
+                json!({"exec": {"command": ["/h"]}, "timeoutSeconds": -1}),
+                "should be greater than or equal to 1",
+            ),
+            (
+                "healthCheck",
+                json!({"exec": {"command": ["/h"]}, "successThreshold": 0}),
+                "should be greater than or equal to 1",
+            ),
+            (
+                "healthCheck",
+                json!({"exec": {"command": ["/h"]}, "failureThreshold": 0}),
+                "should be greater than or equal to 1",
+            ),
+            (
+                "healthCheck",
+                json!({"exec": {"command": ["/h"]}, "periodSeconds": 86401}),
+                "should be less than or equal to 86400",
+            ),
             ("healthCheck", json!({"exec": {"command": ["/h"]}, "periodSeconds": 1.5}), "must be of type integer"),
         ],
     )
@@ -204,7 +250,8 @@ async fn executions() {
 
 #[tokio::test]
 async fn deployments() {
-    let percent = "maxUnavailable must be a whole number of at least 1, such as 5, or a percentage from 1% to 100%, such as 10%";
+    let percent =
+        "maxUnavailable must be a whole number of at least 1, such as 5, or a percentage from 1% to 100%, such as 10%";
     let values = "values must have at least one element for the operators In and NotIn, and must be left out for Exists and DoesNotExist";
     let keys = "keys must be an optional lower-case DNS prefix and '/', then at most 63 letters";
     let label = "values must be empty or at most 63 letters";
@@ -218,7 +265,11 @@ async fn deployments() {
         ("selector", json!({"matchLabels": {"Example.com/role": "tor"}}), keys),
         ("selector", json!({"matchLabels": {"role": "t or"}}), label),
         ("selector", json!({"matchLabels": {"role": "x".repeat(64)}}), "may not be more than 63 bytes"),
-        ("selector", expression("role", "Gt", json!(["1"])), r#"supported values: "In", "NotIn", "Exists", "DoesNotExist""#),
+        (
+            "selector",
+            expression("role", "Gt", json!(["1"])),
+            r#"supported values: "In", "NotIn", "Exists", "DoesNotExist""#,
+        ),
         ("selector", expression("role", "In", json!([])), values),
         ("selector", expression("role", "NotIn", json!([])), values),
         ("selector", json!({"matchExpressions": [{"key": "role", "operator": "In"}]}), values),
@@ -241,12 +292,25 @@ async fn deployments() {
     for right in [json!(1), json!(500), json!("1%"), json!("99%"), json!("100%")] {
         rows.push(("updateStrategy", budget(right), ""));
     }
-    for wrong in [json!(0), json!(-1), json!(2_147_483_648_i64), json!("0%"), json!("101%"), json!("5"), json!("ten"), json!("010%"), json!("5 %"), json!("")] {
+    for wrong in [
+        json!(0),
+        json!(-1),
+        json!(2_147_483_648_i64),
+        json!("0%"),
+        json!("101%"),
+        json!("5"),
+        json!("ten"),
+        json!("010%"),
+        json!("5 %"),
+        json!(""),
+    ] {
         rows.push(("updateStrategy", budget(wrong), percent));
     }
     judge(deployment, "spec", &rows).await;
-    let room = "the name of a DeviceProcessDeployment may have at most 200 characters, so that <deployment>-<device> has room";
-    judge(deployment, "metadata", &[("name", json!("d".repeat(200)), ""), ("name", json!("d".repeat(201)), room)]).await;
+    let room =
+        "the name of a DeviceProcessDeployment may have at most 200 characters, so that <deployment>-<device> has room";
+    judge(deployment, "metadata", &[("name", json!("d".repeat(200)), ""), ("name", json!("d".repeat(201)), room)])
+        .await;
 }
 
 #[tokio::test]
@@ -263,9 +327,19 @@ async fn device_reference_is_immutable() {
         assert!(output.stderr.contains(said), "{}", output.stderr);
     }
     // Everything else may change, and an explicit null counts as absent.
-    kubectl.run(&["patch", "dp", &name, "--type=merge", "-p", r#"{"spec":{"restartPolicy":"Never","execution":{"command":["/bin/b"]}}}"#]).await;
+    kubectl
+        .run(&[
+            "patch",
+            "dp",
+            &name,
+            "--type=merge",
+            "-p",
+            r#"{"spec":{"restartPolicy":"Never","execution":{"command":["/bin/b"]}}}"#,
+        ])
+        .await;
     let patch = r#"[{"op":"add","path":"/spec/execution/user","value":null}]"#;
-    let spec = kubectl.run(&["patch", "dp", &name, "--type=json", "-p", patch, "-o", "jsonpath={.spec.execution}"]).await;
+    let spec =
+        kubectl.run(&["patch", "dp", &name, "--type=json", "-p", patch, "-o", "jsonpath={.spec.execution}"]).await;
     assert_eq!(serde_json::from_str::<Value>(&spec).unwrap(), json!({"backend": "systemd", "command": ["/bin/b"]}));
 }
 
@@ -302,9 +376,11 @@ async fn what_is_created_reads_as_its_type() {
     let read: DeviceProcess = serde_json::from_value(attempt(&cluster, &full).await.unwrap()).unwrap();
     assert_eq!(read.spec.process.health_check.unwrap().period_seconds, 30);
     assert_eq!(read.status.unwrap().phase, api::Phase::Pending);
-    let read: DeviceProcessDeployment = serde_json::from_value(attempt(&cluster, &deployment("d")).await.unwrap()).unwrap();
+    let read: DeviceProcessDeployment =
+        serde_json::from_value(attempt(&cluster, &deployment("d")).await.unwrap()).unwrap();
     assert_eq!(read.spec.update_strategy.rolling_update.budget(11), 2);
-    let switch = json!({"apiVersion": api::API_VERSION, "kind": "NetworkSwitch", "metadata": {"name": "s"}, "spec": {"a": [1]}});
+    let switch =
+        json!({"apiVersion": api::API_VERSION, "kind": "NetworkSwitch", "metadata": {"name": "s"}, "spec": {"a": [1]}});
     let read: NetworkSwitch = serde_json::from_value(attempt(&cluster, &switch).await.unwrap()).unwrap();
     assert_eq!(read.spec.fields["a"], json!([1]));
 }
@@ -315,7 +391,10 @@ async fn the_server_keeps_the_definitions_as_they_are() {
     let api: Api<CustomResourceDefinition> = Api::all(client);
     for ours in api::crds() {
         let served = api.get(ours.metadata.name.as_deref().unwrap()).await.unwrap();
-        assert_eq!(serde_json::to_value(&served.spec.versions).unwrap(), serde_json::to_value(&ours.spec.versions).unwrap());
+        assert_eq!(
+            serde_json::to_value(&served.spec.versions).unwrap(),
+            serde_json::to_value(&ours.spec.versions).unwrap()
+        );
         for condition in served.status.unwrap().conditions.unwrap_or_default() {
             assert!(condition.type_ != "NonStructuralSchema", "{}", condition.message.unwrap_or_default());
         }
@@ -335,12 +414,19 @@ async fn columns_short_names_and_field_selectors() {
     cluster.create(&here(process("one"))).await;
     cluster.create(&with(here(process("two")), "spec.deviceRef.name", json!("tor1-02"))).await;
     cluster.create(&here(deployment("all"))).await;
-    cluster.create(&here(json!({"apiVersion": api::API_VERSION, "kind": "NetworkSwitch", "metadata": {"name": "tor1-01"}}))).await;
+    cluster
+        .create(&here(
+            json!({"apiVersion": api::API_VERSION, "kind": "NetworkSwitch", "metadata": {"name": "tor1-01"}}),
+        ))
+        .await;
 
     // A new process shows its phase before anyone has written it.
     let get = async |arguments: &[&str]| kubectl.run(&[&["-n", namespace.as_str(), "get"], arguments].concat()).await;
     let table = get(&["dp", "one"]).await;
-    assert_eq!(header(&table), ["NAME", "DEVICE", "KIND", "PHASE", "CONNECTED", "HEALTHY", "VERSION", "RESTARTS", "AGE"]);
+    assert_eq!(
+        header(&table),
+        ["NAME", "DEVICE", "KIND", "PHASE", "CONNECTED", "HEALTHY", "VERSION", "RESTARTS", "AGE"]
+    );
     let row: Vec<_> = table.lines().nth(1).unwrap().split_whitespace().collect();
     assert_eq!(row[..4], ["one", "tor1-01", "NetworkSwitch", "Pending"]);
 
@@ -364,16 +450,36 @@ async fn columns_short_names_and_field_selectors() {
     cluster.merge(Kind::Process, &namespace, "one", &json!({"status": {"phase": "Failed"}})).await;
     assert_eq!(cluster.get(Kind::Process, &namespace, "one").await.unwrap()["status"]["phase"], "Running");
 
-    assert_eq!(header(&get(&["dpd"]).await), ["NAME", "DESIRED", "CURRENT", "UPDATED", "READY", "AVAILABLE", "UNAVAILABLE", "AGE"]);
-    cluster.merge_status(Kind::Deployment, &namespace, "all", &json!({"desiredNumberScheduled": 2, "currentNumberScheduled": 0})).await;
+    assert_eq!(
+        header(&get(&["dpd"]).await),
+        ["NAME", "DESIRED", "CURRENT", "UPDATED", "READY", "AVAILABLE", "UNAVAILABLE", "AGE"]
+    );
+    cluster
+        .merge_status(
+            Kind::Deployment,
+            &namespace,
+            "all",
+            &json!({"desiredNumberScheduled": 2, "currentNumberScheduled": 0}),
+        )
+        .await;
     let row = get(&["dpd", "--no-headers"]).await;
     assert_eq!(row.split_whitespace().take(3).collect::<Vec<_>>(), ["all", "2", "0"]);
     assert_eq!(header(&get(&["nsw"]).await), ["NAME", "CONNECTED", "AGENT", "AGE"]);
-    cluster.merge_status(Kind::Switch, &namespace, "tor1-01", &json!({"agentVersion": "0.1.0", "conditions": [condition("AgentConnected", "True", "")]})).await;
+    cluster
+        .merge_status(
+            Kind::Switch,
+            &namespace,
+            "tor1-01",
+            &json!({"agentVersion": "0.1.0", "conditions": [condition("AgentConnected", "True", "")]}),
+        )
+        .await;
     let row = get(&["nsw", "--no-headers"]).await;
     assert_eq!(row.split_whitespace().take(3).collect::<Vec<_>>(), ["tor1-01", "True", "0.1.0"]);
 
-    assert_eq!(get(&["dp", "--field-selector", "spec.deviceRef.name=tor1-02", "-o", "name"]).await.trim(), "deviceprocess.azure.com/two");
+    assert_eq!(
+        get(&["dp", "--field-selector", "spec.deviceRef.name=tor1-02", "-o", "name"]).await.trim(),
+        "deviceprocess.azure.com/two"
+    );
     let all = get(&["praetor", "-o", "name"]).await;
     assert_eq!(all.lines().count(), 4, "{all}");
 }
@@ -392,7 +498,10 @@ async fn kubectl_explains_every_field() {
         assert!(text.contains("conditions"), "{text}");
     }
     let text = kubectl.run(&["explain", "dp.spec.artifact"]).await;
-    assert!(text.contains("enum: oci, http, file") && text.contains("-required-") && text.contains("64 hexadecimal"), "{text}");
+    assert!(
+        text.contains("enum: oci, http, file") && text.contains("-required-") && text.contains("64 hexadecimal"),
+        "{text}"
+    );
     let text = kubectl.run(&["explain", "dpd.spec.updateStrategy.rollingUpdate.maxUnavailable"]).await;
     assert!(text.contains("rounded up"), "{text}");
     let text = kubectl.run(&["explain", "dp.spec.execution.env.value"]).await;
@@ -427,7 +536,11 @@ async fn permissions_are_exactly_those_of_the_contract() {
         let review = SubjectAccessReview {
             spec: SubjectAccessReviewSpec {
                 user: text("system:serviceaccount:praetor-system:praetor-manager"),
-                groups: Some(vec!["system:serviceaccounts".into(), "system:serviceaccounts:praetor-system".into(), "system:authenticated".into()]),
+                groups: Some(vec![
+                    "system:serviceaccounts".into(),
+                    "system:serviceaccounts:praetor-system".into(),
+                    "system:authenticated".into(),
+                ]),
                 resource_attributes: Some(ResourceAttributes {
                     namespace: text(namespace),
                     group: text(group),
@@ -478,8 +591,19 @@ async fn roles_for_people_are_aggregated() {
     // Nothing aggregates without a controller-manager: what counts is what the roles say.
     let kubectl = ControlPlane::shared().await.kubectl();
     ControlPlane::shared().await.service_account_kubeconfig().await;
-    for (role, to, verbs) in [("praetor-view", "view", "get list watch"), ("praetor-edit", "edit", "create update patch delete deletecollection")] {
-        let label = kubectl.run(&["get", "clusterrole", role, "-o", &format!("jsonpath={{.metadata.labels.rbac\\.authorization\\.k8s\\.io/aggregate-to-{to}}}")]).await;
+    for (role, to, verbs) in [
+        ("praetor-view", "view", "get list watch"),
+        ("praetor-edit", "edit", "create update patch delete deletecollection"),
+    ] {
+        let label = kubectl
+            .run(&[
+                "get",
+                "clusterrole",
+                role,
+                "-o",
+                &format!("jsonpath={{.metadata.labels.rbac\\.authorization\\.k8s\\.io/aggregate-to-{to}}}"),
+            ])
+            .await;
         assert_eq!(label, "true", "{role}");
         let found = kubectl.run(&["get", "clusterrole", role, "-o", "jsonpath={.rules[0].verbs[*]}"]).await;
         assert_eq!(found, verbs, "{role}");

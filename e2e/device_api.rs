@@ -11,7 +11,10 @@ use harness::device::{derived_token, request};
 use harness::programs::SECRET;
 use harness::scenario::{self, deployment, device_process, process_spec, switch};
 use harness::stage::{desires, known};
-use harness::{Answer, Device, Folder, Kind, MANAGER_USER, Manager, Proxy, Recorder, Stage, condition, condition_status, unique, wait_for};
+use harness::{
+    Answer, Device, Folder, Kind, MANAGER_USER, Manager, Proxy, Recorder, Stage, condition, condition_status, unique,
+    wait_for,
+};
 use http::Method;
 use praetor::wire::canonical::SpecHash;
 use praetor::wire::etag::ETagBuilder;
@@ -38,16 +41,28 @@ fn tag_of(heartbeat: u64, items: &[&Value]) -> String {
     for item in items {
         let text = |key: &str| item["metadata"][key].as_str().unwrap();
         let hash = SpecHash::of_spec(&item["spec"]);
-        tag.item(text("uid"), text("namespace"), text("name"), item["metadata"]["generation"].as_i64().unwrap(), &hash.0);
+        tag.item(
+            text("uid"),
+            text("namespace"),
+            text("name"),
+            item["metadata"]["generation"].as_i64().unwrap(),
+            &hash.0,
+        );
     }
     String::from_utf8(tag.finish().as_bytes().to_vec()).unwrap()
 }
 
 /// A long-poll that is under way when this returns.
-async fn park(manager: &Manager, device: &Device, etag: &str, seconds: u64) -> tokio::task::JoinHandle<(Answer, Instant)> {
+async fn park(
+    manager: &Manager,
+    device: &Device,
+    etag: &str,
+    seconds: u64,
+) -> tokio::task::JoinHandle<(Answer, Instant)> {
     let (device, etag) = (device.clone(), etag.to_owned());
     let poll = tokio::spawn(async move { (device.desired_unless(&etag, seconds).await, Instant::now()) });
-    wait_for(SOON, "the poll to be parked", async || manager.metrics().await.get("praetor_longpolls_parked") == 1.0).await;
+    wait_for(SOON, "the poll to be parked", async || manager.metrics().await.get("praetor_longpolls_parked") == 1.0)
+        .await;
     poll
 }
 
@@ -63,9 +78,20 @@ async fn paths_names_methods_tokens_and_bodies_in_this_order() {
     // Paths: nothing but the three routes, and none of the admin port's.
     let prefix = format!("/v1/devices/{}", device.name);
     let admin = ["/healthz", "/readyz", "/metrics", "/debug/device", "/debug/"].map(str::to_owned);
-    let near = ["", "/", "/desired/", "/desired/x", "/Desired", "/report/", "/connect/", "//desired"].map(|tail| format!("{prefix}{tail}"));
-    let far = ["/", "/v1", "/v1/devices", "/v1/devices/", "/v2/devices/x/desired", "/v1/devices/desired", "/v1//devices/x/desired"];
-    for path in admin.into_iter().chain(near).chain(far.map(str::to_owned)).chain([format!("/v1/devices/UPPER/{}", "nothing")]) {
+    let near = ["", "/", "/desired/", "/desired/x", "/Desired", "/report/", "/connect/", "//desired"]
+        .map(|tail| format!("{prefix}{tail}"));
+    let far = [
+        "/",
+        "/v1",
+        "/v1/devices",
+        "/v1/devices/",
+        "/v2/devices/x/desired",
+        "/v1/devices/desired",
+        "/v1//devices/x/desired",
+    ];
+    for path in
+        admin.into_iter().chain(near).chain(far.map(str::to_owned)).chain(["/v1/devices/UPPER/nothing".to_owned()])
+    {
         for method in [Method::GET, Method::POST, Method::DELETE] {
             is_problem(&device.send(method, &path, &[], "").await, 404);
         }
@@ -73,11 +99,34 @@ async fn paths_names_methods_tokens_and_bodies_in_this_order() {
 
     // Names, before methods and tokens.
     let (longest, label) = (format!("{}.{}", "a".repeat(126), "b".repeat(126)), "a".repeat(64));
-    for bad in [&format!("{longest}c"), "UPPER", "a_b", "-a", "a-", ".a", "a.", "a..b", "a%20b", "a%2fb", "..%2f", "..", "%2e%2e", "a%00", "%zz", "a%2",
-        "a%252fb", "%C3%A9", "a%0a", "a:b", "*"]
-    {
-        for (method, route) in [(Method::GET, "desired"), (Method::POST, "report"), (Method::POST, "connect"), (Method::PUT, "desired")] {
-            let answer = request(manager.address(), method, &format!("/v1/devices/{bad}/{route}"), &[], "").await.unwrap();
+    for bad in [
+        &format!("{longest}c"),
+        "UPPER",
+        "a_b",
+        "-a",
+        "a-",
+        ".a",
+        "a.",
+        "a..b",
+        "a%20b",
+        "a%2fb",
+        "..%2f",
+        "..",
+        "%2e%2e",
+        "a%00",
+        "%zz",
+        "a%2",
+        "a%252fb",
+        "%C3%A9",
+        "a%0a",
+        "a:b",
+        "*",
+    ] {
+        for (method, route) in
+            [(Method::GET, "desired"), (Method::POST, "report"), (Method::POST, "connect"), (Method::PUT, "desired")]
+        {
+            let answer =
+                request(manager.address(), method, &format!("/v1/devices/{bad}/{route}"), &[], "").await.unwrap();
             is_problem(&answer, 400);
         }
     }
@@ -90,13 +139,21 @@ async fn paths_names_methods_tokens_and_bodies_in_this_order() {
 
     // Methods, before tokens.
     for (route, allow, refused) in [
-        ("desired", ["GET", "HEAD"].as_slice(), [Method::POST, Method::PUT, Method::DELETE, Method::OPTIONS].as_slice()),
+        (
+            "desired",
+            ["GET", "HEAD"].as_slice(),
+            [Method::POST, Method::PUT, Method::DELETE, Method::OPTIONS].as_slice(),
+        ),
         ("report", &["POST"], &[Method::GET, Method::HEAD, Method::PUT, Method::PATCH]),
         ("connect", &["POST"], &[Method::GET, Method::HEAD, Method::DELETE, Method::OPTIONS]),
     ] {
         for method in refused {
             let answer = request(manager.address(), method.clone(), &device.path(route), &[], "").await.unwrap();
-            if *method == Method::HEAD { assert_eq!((answer.status, answer.body.len()), (405, 0)) } else { is_problem(&answer, 405) }
+            if *method == Method::HEAD {
+                assert_eq!((answer.status, answer.body.len()), (405, 0))
+            } else {
+                is_problem(&answer, 405)
+            }
             let mut allowed: Vec<_> = answer.header("allow").split(',').map(str::trim).collect();
             allowed.sort_unstable();
             assert_eq!(allowed, allow, "{route}");
@@ -105,7 +162,14 @@ async fn paths_names_methods_tokens_and_bodies_in_this_order() {
 
     // Tokens, before anything about the device is looked at.
     for who in [&device, &unknown] {
-        for token in [None, Some(String::new()), Some("wrong".into()), Some(manager.token("another")), Some(format!("{}0", who.token)), Some(who.token.to_uppercase())] {
+        for token in [
+            None,
+            Some(String::new()),
+            Some("wrong".into()),
+            Some(manager.token("another")),
+            Some(format!("{}0", who.token)),
+            Some(who.token.to_uppercase()),
+        ] {
             let headers: Vec<_> = token.iter().map(|token| ("x-device-token", token.as_str())).collect();
             for (method, route) in [(Method::GET, "desired"), (Method::POST, "report"), (Method::POST, "connect")] {
                 let answer = request(manager.address(), method, &who.path(route), &headers, "{garbage").await.unwrap();
@@ -115,7 +179,12 @@ async fn paths_names_methods_tokens_and_bodies_in_this_order() {
     }
 
     // Known, before the body.
-    for (method, route) in [(Method::GET, "desired"), (Method::GET, "desired?waitSeconds=x"), (Method::POST, "report"), (Method::POST, "connect")] {
+    for (method, route) in [
+        (Method::GET, "desired"),
+        (Method::GET, "desired?waitSeconds=x"),
+        (Method::POST, "report"),
+        (Method::POST, "connect"),
+    ] {
         is_problem(&unknown.send(method, &unknown.path(route), &[], "{garbage").await, 404);
     }
     is_problem(&unknown.send(Method::POST, &unknown.path("report"), &[], vec![b' '; LIMIT + 1]).await, 404);
@@ -126,9 +195,25 @@ async fn paths_names_methods_tokens_and_bodies_in_this_order() {
     let mut full = b"{}".to_vec();
     full.resize(LIMIT, b' ');
     device.send(Method::POST, &report, &[], full).await.expect(200);
-    for bad in ["", "[]", "null", "1", "\"x\"", "{", "{}{}", "\u{feff}{}", "{\"sequence\":\"x\"}", "{\"sequence\":-1}", "{\"sequence\":1e400}", "{\"observations\":{}}",
-        "{\"timestamp\":\"yesterday\"}", "{\"timestamp\":\"2025-13-12T23:55:00Z\"}", "{\"timestamp\":7}", "{\"agentVersion\":{}}", "{\"heartbeat\":1}"]
-    {
+    for bad in [
+        "",
+        "[]",
+        "null",
+        "1",
+        "\"x\"",
+        "{",
+        "{}{}",
+        "\u{feff}{}",
+        "{\"sequence\":\"x\"}",
+        "{\"sequence\":-1}",
+        "{\"sequence\":1e400}",
+        "{\"observations\":{}}",
+        "{\"timestamp\":\"yesterday\"}",
+        "{\"timestamp\":\"2025-13-12T23:55:00Z\"}",
+        "{\"timestamp\":7}",
+        "{\"agentVersion\":{}}",
+        "{\"heartbeat\":1}",
+    ] {
         is_problem(&device.send(Method::POST, &report, &[], bad.to_owned()).await, 400);
         is_problem(&device.send(Method::POST, &device.path("connect"), &[], bad.to_owned()).await, 400);
     }
@@ -138,11 +223,15 @@ async fn paths_names_methods_tokens_and_bodies_in_this_order() {
     assert_eq!(rejected["rejected"], json!([{ "namespace": "", "name": "", "reason": "Invalid" }]));
     assert!([200, 400].contains(&device.send(Method::POST, &report, &[], deep("surprise")).await.status));
     is_problem(&device.send(Method::POST, &report, &[], b"{\"agentVersion\":\"\xff\"}".to_vec()).await, 400);
-    for good in ["{}", " {\"timestamp\":\"2025-12-12T23:55:00Z\",\"surprise\":[{\"x\":1}]}", "{\"timestamp\":\"2025-12-12T23:55:00.123+02:00\"}",
-        "{\"agentVersion\":null,\"timestamp\":\"\",\"heartbeat\":null,\"bootId\":\"\",\"sequence\":null,\"observations\":null}"]
-    {
+    for good in [
+        "{}",
+        " {\"timestamp\":\"2025-12-12T23:55:00Z\",\"surprise\":[{\"x\":1}]}",
+        "{\"timestamp\":\"2025-12-12T23:55:00.123+02:00\"}",
+        "{\"agentVersion\":null,\"timestamp\":\"\",\"heartbeat\":null,\"bootId\":\"\",\"sequence\":null,\"observations\":null}",
+    ] {
         for kind in ["application/json", "text/plain", "application/x-www-form-urlencoded", "nonsense"] {
-            let answer = device.send(Method::POST, &report, &[("content-type", kind)], good.to_owned()).await.expect(200);
+            let answer =
+                device.send(Method::POST, &report, &[("content-type", kind)], good.to_owned()).await.expect(200);
             assert_eq!((answer.json(), answer.header("cache-control")), (json!({ "ack": true }), "no-store"), "{good}");
         }
     }
@@ -187,19 +276,40 @@ async fn desired_state_with_its_validators() {
     // If-None-Match as RFC 9110 says.
     let tag = answer.etag().to_owned();
     let bare = tag.trim_matches('"');
-    for (field, status) in [(tag.clone(), 304), (format!("W/{tag}"), 304), (format!("\"x\", {tag}"), 304), ("*".into(), 304), (bare.into(), 200),
-        ("\"x\"".into(), 200), (empty.etag().into(), 200), (format!("{bare}, \"x\""), 200), (String::new(), 200)]
-    {
-        for (method, target) in [(Method::GET, "desired"), (Method::HEAD, "desired"), (Method::GET, "desired?waitSeconds=0"), (Method::GET, "desired?waitSeconds=")] {
-            let answered = device.send(method.clone(), &device.path(target), &[("if-none-match", &field)], "").await.expect(status);
+    for (field, status) in [
+        (tag.clone(), 304),
+        (format!("W/{tag}"), 304),
+        (format!("\"x\", {tag}"), 304),
+        ("*".into(), 304),
+        (bare.into(), 200),
+        ("\"x\"".into(), 200),
+        (empty.etag().into(), 200),
+        (format!("{bare}, \"x\""), 200),
+        (String::new(), 200),
+    ] {
+        for (method, target) in [
+            (Method::GET, "desired"),
+            (Method::HEAD, "desired"),
+            (Method::GET, "desired?waitSeconds=0"),
+            (Method::GET, "desired?waitSeconds="),
+        ] {
+            let answered = device
+                .send(method.clone(), &device.path(target), &[("if-none-match", &field)], "")
+                .await
+                .expect(status);
             assert_eq!(answered.body.is_empty(), status == 304 || method == Method::HEAD, "{field}");
             for header in ["etag", "x-praetor-revision", "cache-control"] {
                 assert_eq!(answered.header(header), answer.header(header), "{field} {header}");
             }
         }
     }
-    for bad in ["x", "-1", "1.5", "+1", "1s", "%31x", " 1".trim_start_matches('x').replace(' ', "%20").as_str()] {
-        is_problem(&device.send(Method::GET, &device.path(&format!("desired?waitSeconds={bad}")), &[("if-none-match", &tag)], "").await, 400);
+    for bad in ["x", "-1", "1.5", "+1", "1s", "%31x", "%201"] {
+        is_problem(
+            &device
+                .send(Method::GET, &device.path(&format!("desired?waitSeconds={bad}")), &[("if-none-match", &tag)], "")
+                .await,
+            400,
+        );
     }
 
     // Sorted by namespace, then name, for a device that no switch names.
@@ -208,7 +318,13 @@ async fn desired_state_with_its_validators() {
     for (namespace, name) in [(&second, "a"), (&first, "z"), (&first, "b.c"), (&second, "a-b"), (&first, "b-c")] {
         cluster.create(&device_process(namespace, name, &lone.name, process_spec("1"))).await;
     }
-    let sorted = [format!("{first}/b-c"), format!("{first}/b.c"), format!("{first}/z"), format!("{second}/a"), format!("{second}/a-b")];
+    let sorted = [
+        format!("{first}/b-c"),
+        format!("{first}/b.c"),
+        format!("{first}/z"),
+        format!("{second}/a"),
+        format!("{second}/a-b"),
+    ];
     desires(&lone, &sorted.each_ref().map(String::as_str)).await;
     let (one, two) = (cluster.list(Kind::Process, &first).await, cluster.list(Kind::Process, &second).await);
     assert_eq!(lone.desired().await.etag(), tag_of(15, &one.iter().chain(&two).collect::<Vec<_>>()));
@@ -219,15 +335,28 @@ async fn desired_state_with_its_validators() {
     cluster.label(Kind::Process, namespace, "b", "colour", Some("red")).await;
     let at = cluster.merge_status(Kind::Process, namespace, "b", &json!({ "lastTerminationReason": "by hand" })).await;
     let revision: u64 = at["metadata"]["resourceVersion"].as_str().unwrap().parse().unwrap();
-    wait_for(SOON, "these writes to be seen", async || device.desired().await.header("x-praetor-revision").parse::<u64>().unwrap() >= revision).await;
+    wait_for(SOON, "these writes to be seen", async || {
+        device.desired().await.header("x-praetor-revision").parse::<u64>().unwrap() >= revision
+    })
+    .await;
     assert_eq!(device.desired().await.etag(), tag);
 
     // The same at every replica: a restart of the manager changes nothing, and the highest revision is still good.
-    let (tags, seen) = (async || [device.desired().await.etag().to_owned(), lone.desired().await.etag().to_owned()], device.desired().await);
+    let (tags, seen) = (
+        async || [device.desired().await.etag().to_owned(), lone.desired().await.etag().to_owned()],
+        device.desired().await,
+    );
     let before = tags().await;
     manager.restart().await;
     assert_eq!(tags().await, before);
-    let again = device.send(Method::GET, &device.path("desired"), &[("x-praetor-min-revision", seen.header("x-praetor-revision"))], "").await;
+    let again = device
+        .send(
+            Method::GET,
+            &device.path("desired"),
+            &[("x-praetor-min-revision", seen.header("x-praetor-revision"))],
+            "",
+        )
+        .await;
     assert_eq!(again.expect(200).json()["items"][0], expected);
 
     // Deleted for good: still known, nothing to run; and unknown after a restart.
@@ -242,7 +371,12 @@ async fn desired_state_with_its_validators() {
     }
 
     // Reading is no sign of life: the device that never reported was never written to.
-    let written = stage.plane.audit_since(mark).by(MANAGER_USER).writes().filter(|e| e.namespace == first || e.namespace == second);
+    let written = stage
+        .plane
+        .audit_since(mark)
+        .by(MANAGER_USER)
+        .writes()
+        .filter(|e| e.namespace == first || e.namespace == second);
     assert_eq!(written.count(), 0, "{}", written.describe());
 }
 
@@ -296,7 +430,8 @@ async fn long_polls_wake_and_end() {
     // An edit wakes the poll, and only its device's.
     let poll = park(&manager, &device, &tag, 60).await;
     cluster.merge(Kind::Process, namespace, "q", &json!({ "spec": { "restartPolicy": "Never" } })).await;
-    wait_for(SOON, "the other edit to be served", async || other.desired().await.json()["items"][0]["generation"] == 2).await;
+    wait_for(SOON, "the other edit to be served", async || other.desired().await.json()["items"][0]["generation"] == 2)
+        .await;
     cluster.label(Kind::Process, namespace, "p", "colour", Some("red")).await;
     assert!(!poll.is_finished());
     let edited = Instant::now();
@@ -320,7 +455,8 @@ async fn long_polls_wake_and_end() {
     // A client that goes away leaves nothing behind.
     let tag = device.desired().await.etag().to_owned();
     park(&manager, &device, &tag, 60).await.abort();
-    wait_for(SOON, "the poll to be forgotten", async || manager.metrics().await.get("praetor_longpolls_parked") == 0.0).await;
+    wait_for(SOON, "the poll to be forgotten", async || manager.metrics().await.get("praetor_longpolls_parked") == 0.0)
+        .await;
 }
 
 #[tokio::test]
@@ -340,7 +476,17 @@ async fn nobody_travels_back_in_time() {
     assert_eq!(revision, version(&p));
     let get = async |min: &str, tag: &str| {
         let begun = Instant::now();
-        (device.send(Method::GET, &device.path("desired"), &[("x-praetor-min-revision", min), ("if-none-match", tag)], "").await, begun.elapsed())
+        (
+            device
+                .send(
+                    Method::GET,
+                    &device.path("desired"),
+                    &[("x-praetor-min-revision", min), ("if-none-match", tag)],
+                    "",
+                )
+                .await,
+            begun.elapsed(),
+        )
     };
 
     // What the replica has seen, and what is no number, changes nothing.
@@ -366,7 +512,10 @@ async fn nobody_travels_back_in_time() {
         proxy.resume();
     });
     let caught = caught.0.expect(200);
-    assert_eq!((caught.json()["items"][0]["generation"].clone(), caught.header("x-praetor-revision")), (json!(2), version(&edited).as_str()));
+    assert_eq!(
+        (caught.json()["items"][0]["generation"].clone(), caught.header("x-praetor-revision")),
+        (json!(2), version(&edited).as_str())
+    );
     // Nobody has seen this yet.
     is_problem(&get("99999999999999999999", caught.etag()).await.0, 503);
     // A revision from elsewhere that the watch has passed.
@@ -392,7 +541,12 @@ async fn until_the_first_lists_are_in_nobody_is_told_anything() {
     .await;
     let unknown = manager.device(&unique("nobody"));
     for who in [&device, &unknown] {
-        for answer in [who.desired().await, who.report(&scenario::heartbeat(1, "boot")).await, who.connect().await, who.desired_unless("*", 30).await] {
+        for answer in [
+            who.desired().await,
+            who.report(&scenario::heartbeat(1, "boot")).await,
+            who.connect().await,
+            who.desired_unless("*", 30).await,
+        ] {
             is_problem(&answer, 503);
             assert!((1..=60).contains(&answer.header("retry-after").parse::<u64>().unwrap()), "{answer:?}");
         }
@@ -417,14 +571,18 @@ async fn a_process_counts_only_where_its_switch_is() {
     let mut manager = builder.clone().start().await;
     let device = manager.device(&unique("tor"));
     let (here, there) = (format!("{home}/p"), format!("{away}/p"));
-    let warned = |object: &Value| condition(object, "SpecWarning").is_some_and(|c| c["status"] == "True" && c["reason"] == "DeviceNotInNamespace");
+    let warned = |object: &Value| {
+        condition(object, "SpecWarning").is_some_and(|c| c["status"] == "True" && c["reason"] == "DeviceNotInNamespace")
+    };
     let warning = async |expected: bool, why: &str| {
         cluster.wait_object(Kind::Process, &away, "p", SOON, why, |object| warned(object) == expected).await
     };
     cluster.create(&device_process(home, "p", &device.name, process_spec("1"))).await;
     cluster.create(&device_process(&away, "p", &device.name, process_spec("1"))).await;
     // No switch: both count.
-    desires(&device, &[there.as_str(), here.as_str()].map(|name| name).into_iter().collect::<std::collections::BTreeSet<_>>().into_iter().collect::<Vec<_>>()).await;
+    let mut both = [there.as_str(), here.as_str()];
+    both.sort_unstable();
+    desires(&device, &both).await;
 
     // A switch at home: the one away does not.
     cluster.create(&switch(home, &device.name, &[])).await;
@@ -455,7 +613,10 @@ async fn a_process_counts_only_where_its_switch_is() {
     manager.kill9();
     drop(manager);
     let lifted = builder.args(&["--allow-cross-namespace"]).start().await;
-    wait_for(SOON, "both to be served", async || lifted.device(&device.name).desired().await.json()["items"].as_array().is_some_and(|i| i.len() == 2)).await;
+    wait_for(SOON, "both to be served", async || {
+        lifted.device(&device.name).desired().await.json()["items"].as_array().is_some_and(|i| i.len() == 2)
+    })
+    .await;
     warning(false, "no longer warned by the flag").await;
     lifted.device(&device.name).report(&scenario::report_running(3, "boot", &away, "p", &hash)).await.expect(200);
     assert_eq!(recorder.events("SpecWarning", "p").len(), 2, "{:?}", recorder.events("", "p"));
@@ -498,7 +659,9 @@ async fn every_way_to_prove_who_one_is() {
     };
 
     // One shared token, by flag and by variable.
-    for manager in [builder().await.args(&["--device-token=shared"]), builder().await.env("APOLLO_GATEWAY_TOKEN", "shared")] {
+    for manager in
+        [builder().await.args(&["--device-token=shared"]), builder().await.env("APOLLO_GATEWAY_TOKEN", "shared")]
+    {
         let manager = manager.start().await;
         for (token, expected) in [("shared", 200), ("", 401), ("other", 401), ("share", 401), ("shared2", 401)] {
             assert_eq!(status(&manager, &name, token).await, expected, "{token}");
@@ -510,7 +673,9 @@ async fn every_way_to_prove_who_one_is() {
     let several = builder().await.args(&["--device-token-secret=new", "--device-token-secret=old"]);
     for manager in [several, builder().await.env("APOLLO_GATEWAY_TOKEN_SECRET", "new,old")] {
         let manager = manager.start().await;
-        for (secret, device, expected) in [("new", &name, 200), ("old", &name, 200), ("new", &listed, 401), ("older", &name, 401)] {
+        for (secret, device, expected) in
+            [("new", &name, 200), ("old", &name, 200), ("new", &listed, 401), ("older", &name, 401)]
+        {
             assert_eq!(status(&manager, &name, &derived_token(secret, device)).await, expected, "{secret} {device}");
         }
         assert_eq!(status(&manager, &name, "new").await, 401, "the secret is no token");
@@ -519,7 +684,11 @@ async fn every_way_to_prove_who_one_is() {
     // The explicit opening: a warning, and everybody passes.
     let open = builder().await.args(&["--insecure-no-auth"]).start().await;
     assert_eq!((status(&open, &name, "").await, status(&open, &name, "anything").await), (200, 200));
-    assert!(open.log().lines().any(|line| line.contains("WARN") && line.contains("insecure-no-auth")), "{}", open.log());
+    assert!(
+        open.log().lines().any(|line| line.contains("WARN") && line.contains("insecure-no-auth")),
+        "{}",
+        open.log()
+    );
     drop(open);
 
     // Files, all together: one device's own entry is the only judge of that device.
@@ -527,7 +696,8 @@ async fn every_way_to_prove_who_one_is() {
     let secret_file = folder.write("secrets", "secret-1\nsecret-0\n");
     let devices_file = folder.write("devices.yaml", format!("{listed}: own-1\n{revoked}: \"\"\n"));
     let paths = [&token_file, &secret_file, &devices_file].map(|path| path.to_str().unwrap());
-    let flags = ["--device-token-file", paths[0], "--device-token-secret-file", paths[1], "--device-tokens-file", paths[2]];
+    let flags =
+        ["--device-token-file", paths[0], "--device-token-secret-file", paths[1], "--device-tokens-file", paths[2]];
     let manager = builder().await.args(&flags).start().await;
     let check = async |expected: &[(&str, String, u16)]| -> Result<(), String> {
         for (device, token, code) in expected {
@@ -540,16 +710,25 @@ async fn every_way_to_prove_who_one_is() {
     };
     let derived = |secret: &str, device: &str| derived_token(secret, device);
     check(&[
-        (&name, "shared-1".into(), 200), (&name, derived("secret-1", &name), 200), (&name, derived("secret-0", &name), 200), (&name, "own-1".into(), 401),
-        (&listed, "own-1".into(), 200), (&listed, "shared-1".into(), 401), (&listed, derived("secret-1", &listed), 401),
-        (&revoked, String::new(), 401), (&revoked, "shared-1".into(), 401), (&revoked, derived("secret-1", &revoked), 401),
+        (&name, "shared-1".into(), 200),
+        (&name, derived("secret-1", &name), 200),
+        (&name, derived("secret-0", &name), 200),
+        (&name, "own-1".into(), 401),
+        (&listed, "own-1".into(), 200),
+        (&listed, "shared-1".into(), 401),
+        (&listed, derived("secret-1", &listed), 401),
+        (&revoked, String::new(), 401),
+        (&revoked, "shared-1".into(), 401),
+        (&revoked, derived("secret-1", &revoked), 401),
     ])
     .await
     .unwrap();
 
     // A keep-alive connection that was good before the change is judged anew, too.
     let mut connection = harness::Connection::open(manager.address()).await.unwrap();
-    let mut old = async |path: String, token: &str| connection.send(Method::GET, &path, &[("x-device-token", token)], "").await.unwrap().status;
+    let mut old = async |path: String, token: &str| {
+        connection.send(Method::GET, &path, &[("x-device-token", token)], "").await.unwrap().status
+    };
     let path = format!("/v1/devices/{listed}/desired");
     assert_eq!(old(path.clone(), "own-1").await, 200);
     // Rotation: within 10 s of the change the new ones hold; nobody with a secret of both versions sees a 401.
@@ -559,8 +738,13 @@ async fn every_way_to_prove_who_one_is() {
     wait_for(Duration::from_secs(11), "the new files", async || {
         check(&[(&name, derived("secret-1", &name), 200)]).await.unwrap();
         check(&[
-            (&name, "shared-2".into(), 200), (&name, "shared-1".into(), 401), (&name, derived("secret-2", &name), 200), (&name, derived("secret-0", &name), 401),
-            (&listed, "own-2".into(), 200), (&listed, "own-1".into(), 401), (&revoked, "shared-2".into(), 200),
+            (&name, "shared-2".into(), 200),
+            (&name, "shared-1".into(), 401),
+            (&name, derived("secret-2", &name), 200),
+            (&name, derived("secret-0", &name), 401),
+            (&listed, "own-2".into(), 200),
+            (&listed, "own-1".into(), 401),
+            (&revoked, "shared-2".into(), 200),
         ])
         .await
     })
@@ -576,7 +760,14 @@ async fn every_way_to_prove_who_one_is() {
         paths.iter().all(|path| log.lines().any(|line| line.contains("ERROR") && line.contains(path)))
     })
     .await;
-    check(&[(&name, "shared-2".into(), 200), (&name, derived("secret-2", &name), 200), (&listed, "own-2".into(), 200), (&listed, "shared-2".into(), 401)]).await.unwrap();
+    check(&[
+        (&name, "shared-2".into(), 200),
+        (&name, derived("secret-2", &name), 200),
+        (&listed, "own-2".into(), 200),
+        (&listed, "shared-2".into(), 401),
+    ])
+    .await
+    .unwrap();
 
     // No token, wrong ones: no state.
     let metrics = manager.metrics().await;
@@ -599,10 +790,15 @@ async fn tokens_over_plain_http_beyond_loopback_are_a_warning() {
             .args(["--kubeconfig", &kubeconfig, "--addr", &addr, "--admin-addr", &format!("127.0.0.1:{admin}")])
     };
     // `:PORT` means all interfaces.
-    let mut process = harness::Process::spawn("praetor-manager", &launch(format!(":{device}")), &folder.join("beyond.log"));
+    let mut process =
+        harness::Process::spawn("praetor-manager", &launch(format!(":{device}")), &folder.join("beyond.log"));
     wait_for(SOON, "the warning", async || {
         assert_eq!(process.exited(), None, "{}", process.log_tail());
-        if process.log().lines().any(|line| line.contains("WARN") && line.contains("HTTP")) { Ok(()) } else { Err(process.log_tail()) }
+        if process.log().lines().any(|line| line.contains("WARN") && line.contains("HTTP")) {
+            Ok(())
+        } else {
+            Err(process.log_tail())
+        }
     })
     .await;
     for host in ["127.0.0.1", "[::1]"] {
@@ -610,11 +806,16 @@ async fn tokens_over_plain_http_beyond_loopback_are_a_warning() {
         if host.starts_with('[') && std::net::TcpListener::bind("[::1]:0").is_err() {
             continue;
         }
-        let answer = wait_for(SOON, host, async || request(address, Method::GET, "/v1/devices/x/desired", &[], "").await).await;
+        let answer =
+            wait_for(SOON, host, async || request(address, Method::GET, "/v1/devices/x/desired", &[], "").await).await;
         assert!([401, 503].contains(&answer.status));
     }
     process.kill9();
-    let mut process = harness::Process::spawn("praetor-manager", &launch(format!("127.0.0.1:{device}")), &folder.join("loopback.log"));
+    let mut process = harness::Process::spawn(
+        "praetor-manager",
+        &launch(format!("127.0.0.1:{device}")),
+        &folder.join("loopback.log"),
+    );
     wait_for(SOON, "readiness", async || {
         assert_eq!(process.exited(), None, "{}", process.log_tail());
         request(([127, 0, 0, 1], admin).into(), Method::GET, "/readyz", &[], "").await.is_ok_and(|a| a.status == 200)
@@ -643,20 +844,34 @@ async fn what_this_version_cannot_read_is_served_all_the_same() {
     let namespace = cluster.namespace("newer").await;
     let object = |kind: &str, name: &str, spec: Value| json!({ "apiVersion": "azure.com/v1alpha1", "kind": kind, "metadata": { "namespace": namespace, "name": name }, "spec": spec });
     // The new schema is in force when this is no longer refused.
-    wait_for(SOON, "the open schema", async || cluster.try_create(&object("DeviceProcess", "lost", json!([1, 2]))).await.map(drop)).await;
+    wait_for(SOON, "the open schema", async || {
+        cluster.try_create(&object("DeviceProcess", "lost", json!([1, 2]))).await.map(drop)
+    })
+    .await;
     let manager = Manager::builder(&plane).await.start().await;
     let device = manager.device(&unique("tor"));
     let reference = json!({ "kind": "Toaster", "name": device.name });
     let strange = [
-        ("a", json!({ "deviceRef": reference, "artifact": 7, "execution": ["x", { "y": null }], "number": 1.0e300, "big": 9_007_199_254_740_993_u64 })),
-        ("b", json!({ "deviceRef": reference, "restartPolicy": { "new": "form" }, "surprise": { "deep": [{ "er": [] }] } })),
+        (
+            "a",
+            json!({ "deviceRef": reference, "artifact": 7, "execution": ["x", { "y": null }], "number": 1.0e300, "big": 9_007_199_254_740_993_u64 }),
+        ),
+        (
+            "b",
+            json!({ "deviceRef": reference, "restartPolicy": { "new": "form" }, "surprise": { "deep": [{ "er": [] }] } }),
+        ),
         ("c", json!({ "deviceRef": { "name": device.name } })),
     ];
     for (name, spec) in &strange {
         cluster.create(&object("DeviceProcess", name, spec.clone())).await;
     }
     // These are for nobody, and harm nobody.
-    for (name, spec) in [("none", json!({})), ("typed", json!({ "deviceRef": { "name": 7 } })), ("text", json!("text")), ("bad", json!({ "deviceRef": { "name": "Not A Name" } }))] {
+    for (name, spec) in [
+        ("none", json!({})),
+        ("typed", json!({ "deviceRef": { "name": 7 } })),
+        ("text", json!("text")),
+        ("bad", json!({ "deviceRef": { "name": "Not A Name" } })),
+    ] {
         cluster.create(&object("DeviceProcess", name, spec)).await;
     }
     cluster.create(&object("DeviceProcessDeployment", "odd", json!({ "selector": 7, "template": [] }))).await;
@@ -675,15 +890,23 @@ async fn what_this_version_cannot_read_is_served_all_the_same() {
     let object = cluster.get(Kind::Process, &namespace, "a").await.unwrap();
     assert_eq!((&object["status"]["phase"], &object["status"]["runningSpecHash"]), (&json!("Running"), &json!(hash)));
     // A status that nobody can read is written anew.
-    cluster.merge_status(Kind::Process, &namespace, "b", &json!({ "conditions": "odd", "phase": 7, "transitions": "x", "lastReport": [] })).await;
-    device.report(&scenario::report_running(2, "boot", &namespace, "b", body["items"][1]["specHash"].as_str().unwrap())).await.expect(200);
-    let object = cluster.wait_object(Kind::Process, &namespace, "b", SOON, "Running", |o| o["status"]["phase"] == "Running").await;
+    cluster
+        .merge_status(
+            Kind::Process,
+            &namespace,
+            "b",
+            &json!({ "conditions": "odd", "phase": 7, "transitions": "x", "lastReport": [] }),
+        )
+        .await;
+    device
+        .report(&scenario::report_running(2, "boot", &namespace, "b", body["items"][1]["specHash"].as_str().unwrap()))
+        .await
+        .expect(200);
+    let object = cluster
+        .wait_object(Kind::Process, &namespace, "b", SOON, "Running", |o| o["status"]["phase"] == "Running")
+        .await;
     assert_eq!(condition_status(&object, "AgentConnected"), "True");
     // The watch lives on.
-    cluster.create(&object_for(&namespace, "d", &device.name)).await;
+    cluster.create(&device_process(&namespace, "d", &device.name, process_spec("1"))).await;
     desires(&device, &[&names[0], &names[1], &names[2], &format!("{namespace}/d")]).await;
-}
-
-fn object_for(namespace: &str, name: &str, device: &str) -> Value {
-    device_process(namespace, name, device, process_spec("1"))
 }

@@ -16,7 +16,10 @@ use harness::device::derived_token;
 use harness::programs::{SECRET, binary};
 use harness::scenario::{self, device_process, heartbeat, process_spec, report_running, switch};
 use harness::stage::{desires, known};
-use harness::{Connection, Device, Exit, Folder, Kind, Launch, Manager, Process, Stage, condition_status, free_port, unique, wait_for};
+use harness::{
+    Connection, Device, Exit, Folder, Kind, Launch, Manager, Process, Stage, condition_status, free_port, unique,
+    wait_for,
+};
 use http::Method;
 use praetor::wire::canonical::SpecHash;
 use serde_json::{Value, json};
@@ -49,7 +52,8 @@ async fn a_start_that_fails_ends_with_one_clear_line() {
     let missing = path(&folder.join("missing"));
     let garbage = path(&folder.write("garbage", "{[}\n\u{1}"));
     let empty = path(&folder.write("empty", ""));
-    let no_cluster = path(&folder.write("kubeconfig", "apiVersion: v1\nkind: Config\nclusters: []\ncontexts: []\nusers: []\n"));
+    let no_cluster =
+        path(&folder.write("kubeconfig", "apiVersion: v1\nkind: Config\nclusters: []\ncontexts: []\nusers: []\n"));
     let ports = || [format!("--addr=127.0.0.1:{}", free_port()), format!("--admin-addr=127.0.0.1:{}", free_port())];
     let secret = format!("--device-token-secret={SECRET}");
     let kubeconfig = format!("--kubeconfig={good}");
@@ -70,6 +74,7 @@ async fn a_start_that_fails_ends_with_one_clear_line() {
         (vec![secret.clone(), format!("--kubeconfig={empty}")], "", "empty"),
         (vec![secret.clone(), format!("--kubeconfig={no_cluster}")], "", "kubeconfig"),
         (vec![secret.clone()], "", "--kubeconfig"),
+        (vec![secret.clone(), "--kubeconfig=".into()], "", "no way to a cluster"),
         (vec![secret.clone(), kubeconfig.clone(), "--log-level=nonsense=x=y".into()], "", "--log-level"),
     ];
     for (args, variable, says) in cases {
@@ -84,15 +89,25 @@ async fn a_start_that_fails_ends_with_one_clear_line() {
     for flag in ["--addr", "--admin-addr"] {
         let other = if flag == "--addr" { "--admin-addr" } else { "--addr" };
         let free = format!("127.0.0.1:{}", free_port());
-        let (exit, log) = run(&launch(&folder, &[flag, &taken, other, &free, &secret, &kubeconfig]), &folder, SOON).await;
+        let (exit, log) =
+            run(&launch(&folder, &[flag, &taken, other, &free, &secret, &kubeconfig]), &folder, SOON).await;
         one_line(exit, &log, &taken);
         assert!(log.contains(flag) && log.contains("in use"), "{log}");
     }
 
     // What the flags' own grammar refuses.
     for args in [
-        ["--addr", "nonsense"], ["--addr", ":99999"], ["--admin-addr", "localhost"], ["--default-heartbeat-seconds", "0"], ["--default-heartbeat-seconds", "x"],
-        ["--stale-multiplier", "1"], ["--access-log", "some"], ["--log-format", "xml"], ["--no-such-flag", "1"], ["--max-connections", "0"], ["surprise", "x"],
+        ["--addr", "nonsense"],
+        ["--addr", ":99999"],
+        ["--admin-addr", "localhost"],
+        ["--default-heartbeat-seconds", "0"],
+        ["--default-heartbeat-seconds", "x"],
+        ["--stale-multiplier", "1"],
+        ["--access-log", "some"],
+        ["--log-format", "xml"],
+        ["--no-such-flag", "1"],
+        ["--max-connections", "0"],
+        ["surprise", "x"],
     ] {
         let (exit, log) = run(&launch(&folder, &args), &folder, SOON).await;
         assert_eq!(exit.code, Some(2), "{log}");
@@ -119,7 +134,10 @@ async fn a_start_that_fails_ends_with_one_clear_line() {
 fn one_line(exit: Exit, log: &str, says: &str) {
     assert_eq!(exit.code, Some(1), "{says}: {log}");
     let last = log.lines().last().unwrap();
-    assert!(last.starts_with("praetor-manager: ") && last.contains(says) && last.len() < 500, "{says:?} is not in the last line of:\n{log}");
+    assert!(
+        last.starts_with("praetor-manager: ") && last.contains(says) && last.len() < 500,
+        "{says:?} is not in the last line of:\n{log}"
+    );
     assert_eq!(log.lines().filter(|line| line.starts_with("praetor-manager: ")).count(), 1, "{log}");
     assert!(!log.contains("panicked") && !log.contains("RUST_BACKTRACE"), "{log}");
 }
@@ -130,8 +148,13 @@ async fn a_cluster_without_the_crds_or_without_an_apiserver() {
     let folder = Folder::new("nothing");
     let kubeconfig = plane.service_account_kubeconfig().await;
     let args = |kubeconfig: &Path| {
-        launch(&folder, &[&format!("--addr=127.0.0.1:{}", free_port()), &format!("--admin-addr=127.0.0.1:{}", free_port())])
-            .arg("--kubeconfig").arg(kubeconfig).arg("--device-token=x")
+        launch(
+            &folder,
+            &[&format!("--addr=127.0.0.1:{}", free_port()), &format!("--admin-addr=127.0.0.1:{}", free_port())],
+        )
+        .arg("--kubeconfig")
+        .arg(kubeconfig)
+        .arg("--device-token=x")
     };
     let (exit, log) = run(&args(kubeconfig), &folder, SOON).await;
     one_line(exit, &log, "CRDs");
@@ -192,7 +215,12 @@ async fn sigterm_answers_flushes_and_ends() {
         assert_eq!(answer.etag(), tag);
         assert!(at - told < Duration::from_secs(3), "{:?}", at - told);
     }
-    assert_eq!(manager.wait_exit(Duration::from_secs(10)).await, Exit { code: Some(0), signal: None }, "{}", manager.process.log_tail());
+    assert_eq!(
+        manager.wait_exit(Duration::from_secs(10)).await,
+        Exit { code: Some(0), signal: None },
+        "{}",
+        manager.process.log_tail()
+    );
     assert!(told.elapsed() < Duration::from_secs(10));
     assert_eq!(restarts().await, 7);
     assert_eq!(condition_status(&cluster.get(Kind::Process, namespace, "p").await.unwrap(), "AgentConnected"), "True");
@@ -206,28 +234,53 @@ async fn sigterm_answers_flushes_and_ends() {
 
 /// Names that contract.md §5 promises.
 const METRICS: [&str; 16] = [
-    "praetor_desired_requests_total", "praetor_reports_total", "praetor_status_patches_total", "praetor_status_queue_depth", "praetor_status_queue_oldest_seconds",
-    "praetor_events_total", "praetor_longpolls_parked", "praetor_devices", "praetor_owned_devices", "praetor_leader", "praetor_members", "praetor_forwards_total",
-    "praetor_staleness_held", "praetor_watch_last_event_seconds", "praetor_reconcile_seconds", "praetor_build_info",
+    "praetor_desired_requests_total",
+    "praetor_reports_total",
+    "praetor_status_patches_total",
+    "praetor_status_queue_depth",
+    "praetor_status_queue_oldest_seconds",
+    "praetor_events_total",
+    "praetor_longpolls_parked",
+    "praetor_devices",
+    "praetor_owned_devices",
+    "praetor_leader",
+    "praetor_members",
+    "praetor_forwards_total",
+    "praetor_staleness_held",
+    "praetor_watch_last_event_seconds",
+    "praetor_reconcile_seconds",
+    "praetor_build_info",
 ];
 
 #[tokio::test]
 async fn metrics_are_there_from_the_start_and_name_no_device() {
     let stage = Stage::enter("metrics").await;
     let (cluster, namespace) = (&stage.cluster, stage.namespace.as_str());
-    let manager = Manager::builder(stage.plane).await.start().await;
+    let manager = Manager::builder(stage.plane).await.env("POD_NAME", "").start().await;
     let page = manager.admin("/metrics").await.expect(200);
     assert!(page.header("content-type").starts_with("text/plain"), "{}", page.header("content-type"));
     let text = page.text();
-    let helped: BTreeSet<_> = text.lines().filter_map(|l| l.strip_prefix("# HELP ")?.split_once(' ')).filter(|(_, help)| help.len() > 10).map(|(name, _)| name).collect();
+    let helped: BTreeSet<_> = text
+        .lines()
+        .filter_map(|l| l.strip_prefix("# HELP ")?.split_once(' '))
+        .filter(|(_, help)| help.len() > 10)
+        .map(|(name, _)| name)
+        .collect();
     let typed: Vec<_> = text.lines().filter_map(|l| Some(l.strip_prefix("# TYPE ")?.split_once(' ')?.0)).collect();
     for name in METRICS.iter().chain(&typed) {
         assert!(helped.contains(name), "{name} has no help");
         assert!(text.lines().any(|line| line.starts_with(name)), "{name} has no series");
     }
-    for series in ["praetor_devices{state=\"connected\"}", "praetor_devices{state=\"stale\"}", "praetor_devices{state=\"never\"}", "praetor_desired_requests_total{code=\"304\"}",
-        "praetor_desired_requests_total{code=\"200\"}", "praetor_leader", "praetor_members", "praetor_build_info{version=\"0.1.0\"}"]
-    {
+    for series in [
+        "praetor_devices{state=\"connected\"}",
+        "praetor_devices{state=\"stale\"}",
+        "praetor_devices{state=\"never\"}",
+        "praetor_desired_requests_total{code=\"304\"}",
+        "praetor_desired_requests_total{code=\"200\"}",
+        "praetor_leader",
+        "praetor_members",
+        "praetor_build_info{version=\"0.1.0\"}",
+    ] {
         assert!(text.lines().any(|line| line.starts_with(series)), "{series} is missing");
     }
 
@@ -238,7 +291,16 @@ async fn metrics_are_there_from_the_start_and_name_no_device() {
     for name in &names {
         let device = manager.device(name);
         let body = desires(&device, &[&format!("{namespace}/agent-{name}")]).await;
-        device.report(&report_running(1, "boot", namespace, &format!("agent-{name}"), body["items"][0]["specHash"].as_str().unwrap())).await.expect(200);
+        device
+            .report(&report_running(
+                1,
+                "boot",
+                namespace,
+                &format!("agent-{name}"),
+                body["items"][0]["specHash"].as_str().unwrap(),
+            ))
+            .await
+            .expect(200);
     }
     let before = manager.metrics().await;
     let device = manager.device(&names[0]);
@@ -251,9 +313,14 @@ async fn metrics_are_there_from_the_start_and_name_no_device() {
     device.report(&heartbeat(2, "boot")).await.expect(200);
     device.connect().await.expect(200);
     let after = manager.metrics().await;
-    for (series, more) in [("praetor_desired_requests_total{code=\"304\"}", 9.0), ("praetor_desired_requests_total{code=\"200\"}", 1.0), ("praetor_desired_requests_total{code=\"401\"}", 1.0),
-        ("praetor_desired_requests_total{code=\"404\"}", 1.0), ("praetor_reports_total{code=\"200\"}", 2.0), ("praetor_status_patches_total{result=\"ok\"}", 0.0)]
-    {
+    for (series, more) in [
+        ("praetor_desired_requests_total{code=\"304\"}", 9.0),
+        ("praetor_desired_requests_total{code=\"200\"}", 1.0),
+        ("praetor_desired_requests_total{code=\"401\"}", 1.0),
+        ("praetor_desired_requests_total{code=\"404\"}", 1.0),
+        ("praetor_reports_total{code=\"200\"}", 2.0),
+        ("praetor_status_patches_total{result=\"ok\"}", 0.0),
+    ] {
         assert_eq!(after.get(series) - before.get(series), more, "{series}");
     }
     // Five children and five switches.
@@ -271,7 +338,14 @@ async fn metrics_are_there_from_the_start_and_name_no_device() {
     }
 
     // The admin port's other pages; none of the device port's.
-    for (path, status) in [("/healthz", 200), ("/readyz", 200), (&*format!("/debug/device?name={}", names[0]), 200), ("/debug/device?name=nobody", 404), ("/", 404), (&*device.path("desired"), 404)] {
+    for (path, status) in [
+        ("/healthz", 200),
+        ("/readyz", 200),
+        (&*format!("/debug/device?name={}", names[0]), 200),
+        ("/debug/device?name=nobody", 404),
+        ("/", 404),
+        (&*device.path("desired"), 404),
+    ] {
         assert_eq!(manager.admin(path).await.status, status, "{path}");
     }
     assert!(!manager.admin(&format!("/debug/device?name={}", names[0])).await.text().contains(&device.token));
@@ -306,7 +380,8 @@ async fn logs_tell_the_story_and_no_secret() {
         assert_eq!(manager.wait_exit(Duration::from_secs(10)).await.code, Some(0));
 
         let log = manager.log();
-        let lines: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"))).collect();
+        let lines: Vec<Value> =
+            log.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"))).collect();
         for line in &lines {
             for member in ["timestamp", "level", "target"] {
                 assert!(line[member].is_string(), "{member}: {line}");
@@ -324,7 +399,10 @@ async fn logs_tell_the_story_and_no_secret() {
             assert!(count.contains(&codes(code)), "{mode}: {} lines of {code}\n{log}", codes(code));
         }
         for line in &requests {
-            assert!(line["route"].is_string() && line.as_object().unwrap().values().filter(|v| v.is_u64()).count() >= 2, "no route or duration: {line}");
+            assert!(
+                line["route"].is_string() && line.as_object().unwrap().values().filter(|v| v.is_u64()).count() >= 2,
+                "no route or duration: {line}"
+            );
         }
         // The story of a device: its transitions; without a line for each poll.
         let story = about.len() - requests.len();
@@ -358,7 +436,11 @@ async fn subcommands() {
     for (args, variable, token) in [
         (vec!["token", "tor1-01"], SECRET, derived_token(SECRET, "tor1-01")),
         (vec!["token", "tor1-01"], "new,old", derived_token("new", "tor1-01")),
-        (vec!["token", "tor1-01", "--device-token-secret=a", "--device-token-secret=b"], "", derived_token("a", "tor1-01")),
+        (
+            vec!["token", "tor1-01", "--device-token-secret=a", "--device-token-secret=b"],
+            "",
+            derived_token("a", "tor1-01"),
+        ),
         (vec!["token", "tor1-01", "--device-token-secret-file", secrets], "", derived_token("first", "tor1-01")),
         (vec!["token", "listed", "--device-tokens-file", tokens], "", "own".into()),
         (vec!["token", "tor1-01", "--device-token=shared"], "", "shared".into()),
@@ -370,7 +452,11 @@ async fn subcommands() {
         let (exit, output) = run(launch).await;
         assert_eq!((exit.code, output), (Some(0), format!("{token}\n")), "{args:?}");
     }
-    for (args, says) in [(vec!["token", "Not A Name"], "device name"), (vec!["token", "tor1-01"], "authenticate"), (vec!["token", "revoked", "--device-tokens-file", tokens], "revoked")] {
+    for (args, says) in [
+        (vec!["token", "Not A Name"], "device name"),
+        (vec!["token", "tor1-01"], "authenticate"),
+        (vec!["token", "revoked", "--device-tokens-file", tokens], "revoked"),
+    ] {
         let mut launch = launch(&folder, &args);
         if says == "device name" {
             launch = launch.env("APOLLO_GATEWAY_TOKEN_SECRET", SECRET);
@@ -394,11 +480,28 @@ async fn subcommands() {
 
     let (exit, version) = run(launch(&folder, &["--version"])).await;
     assert_eq!((exit.code, version.as_str()), (Some(0), "praetor-manager 0.1.0\n"));
-    let (exit, help) = run(launch(&folder, &["--help"]).env("APOLLO_GATEWAY_TOKEN_SECRET", SECRET).env("APOLLO_GATEWAY_TOKEN", "hidden")).await;
+    let (exit, help) = run(launch(&folder, &["--help"])
+        .env("APOLLO_GATEWAY_TOKEN_SECRET", SECRET)
+        .env("APOLLO_GATEWAY_TOKEN", "hidden"))
+    .await;
     assert_eq!(exit.code, Some(0));
-    for flag in ["--addr", "--admin-addr", "--kubeconfig", "--device-token", "--device-token-file", "--device-token-secret", "--device-token-secret-file", "--device-tokens-file",
-        "--insecure-no-auth", "--default-heartbeat-seconds", "--stale-multiplier", "--allow-cross-namespace", "--identity", "--access-log", "--log-format"]
-    {
+    for flag in [
+        "--addr",
+        "--admin-addr",
+        "--kubeconfig",
+        "--device-token",
+        "--device-token-file",
+        "--device-token-secret",
+        "--device-token-secret-file",
+        "--device-tokens-file",
+        "--insecure-no-auth",
+        "--default-heartbeat-seconds",
+        "--stale-multiplier",
+        "--allow-cross-namespace",
+        "--identity",
+        "--access-log",
+        "--log-format",
+    ] {
         assert!(help.contains(flag), "{flag} is not in the help");
     }
     assert!(!help.contains(SECRET) && !help.contains("hidden"), "{help}");
@@ -429,36 +532,48 @@ async fn a_crowd_that_means_it_ill_harms_nobody() {
     // Living devices, ten heartbeats a second each, on connections of their own; times in milliseconds.
     let times = Arc::new(std::sync::Mutex::new(Vec::new()));
     let refused = Arc::new(std::sync::Mutex::new(Vec::new()));
-    let hearts: Vec<_> = names.iter().map(|name| {
-        let (device, times, refused) = (manager.device(name), times.clone(), refused.clone());
-        tokio::spawn(async move {
-            for sequence in 2.. {
-                let begun = Instant::now();
-                match device.try_send(Method::POST, &device.path("report"), &[], heartbeat(sequence, "boot").to_string()).await {
-                    Ok(answer) if answer.status == 200 => times.lock().unwrap().push(begun.elapsed()),
-                    other => refused.lock().unwrap().push(format!("{other:?}")),
+    let hearts: Vec<_> = names
+        .iter()
+        .map(|name| {
+            let (device, times, refused) = (manager.device(name), times.clone(), refused.clone());
+            tokio::spawn(async move {
+                for sequence in 2.. {
+                    let begun = Instant::now();
+                    match device
+                        .try_send(Method::POST, &device.path("report"), &[], heartbeat(sequence, "boot").to_string())
+                        .await
+                    {
+                        Ok(answer) if answer.status == 200 => times.lock().unwrap().push(begun.elapsed()),
+                        other => refused.lock().unwrap().push(format!("{other:?}")),
+                    }
+                    tokio::time::sleep(Duration::from_millis(100)).await;
                 }
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
+            })
         })
-    }).collect();
+        .collect();
     let crowded = AtomicUsize::new(0);
     // Once through everything before memory is measured: pools and caches have their size then.
     let unknown = async |from: usize, to: usize| {
-        let work: Vec<_> = (0..16).map(|lane| {
-            let (address, path) = (manager.address(), manager.device("x"));
-            tokio::spawn(async move {
-                let mut connection = Connection::open(address).await.unwrap();
-                for number in (from..to).filter(|number| number % 16 == lane) {
-                    let name = format!("unknown-{number:05}");
-                    // Half with a good token, half with none.
-                    let token = if number % 2 == 0 { derived_token(SECRET, &name) } else { path.token.clone() };
-                    let (method, route) = [(Method::GET, "desired"), (Method::POST, "report"), (Method::POST, "connect")][number % 3].clone();
-                    let sent = connection.send(method, &format!("/v1/devices/{name}/{route}"), &[("x-device-token", &token)], "{}").await;
-                    assert_eq!(sent.unwrap().status, if number % 2 == 0 { 404 } else { 401 });
-                }
+        let work: Vec<_> = (0..16)
+            .map(|lane| {
+                let (address, path) = (manager.address(), manager.device("x"));
+                tokio::spawn(async move {
+                    let mut connection = Connection::open(address).await.unwrap();
+                    for number in (from..to).filter(|number| number % 16 == lane) {
+                        let name = format!("unknown-{number:05}");
+                        // Half with a good token, half with none.
+                        let token = if number % 2 == 0 { derived_token(SECRET, &name) } else { path.token.clone() };
+                        let (method, route) =
+                            [(Method::GET, "desired"), (Method::POST, "report"), (Method::POST, "connect")][number % 3]
+                                .clone();
+                        let sent = connection
+                            .send(method, &format!("/v1/devices/{name}/{route}"), &[("x-device-token", &token)], "{}")
+                            .await;
+                        assert_eq!(sent.unwrap().status, if number % 2 == 0 { 404 } else { 401 });
+                    }
+                })
             })
-        }).collect();
+            .collect();
         for lane in work {
             lane.await.unwrap();
         }
@@ -475,8 +590,14 @@ async fn a_crowd_that_means_it_ill_harms_nobody() {
         let path = device.path("report");
         let head = match number {
             0..300 => format!("POST {path} HTTP/1.1\r\nhost: x\r\nx-slow: "),
-            300..400 => format!("POST {path} HTTP/1.1\r\nhost: x\r\nx-device-token: {}\r\ncontent-length: 1000\r\n\r\n{{", device.token),
-            _ => format!("POST {path} HTTP/1.1\r\nhost: x\r\nx-device-token: {}\r\ntransfer-encoding: chunked\r\n\r\n", device.token),
+            300..400 => format!(
+                "POST {path} HTTP/1.1\r\nhost: x\r\nx-device-token: {}\r\ncontent-length: 1000\r\n\r\n{{",
+                device.token
+            ),
+            _ => format!(
+                "POST {path} HTTP/1.1\r\nhost: x\r\nx-device-token: {}\r\ntransfer-encoding: chunked\r\n\r\n",
+                device.token
+            ),
         };
         stream.write_all(head.as_bytes()).await.unwrap();
         slow.push(stream);
@@ -486,7 +607,10 @@ async fn a_crowd_that_means_it_ill_harms_nobody() {
     for stream in &mut endless {
         // 1 MiB each, unless it is refused before.
         for _ in 0..64 {
-            if !matches!(tokio::time::timeout(Duration::from_secs(5), stream.write_all(chunk.as_bytes())).await, Ok(Ok(()))) {
+            if !matches!(
+                tokio::time::timeout(Duration::from_secs(5), stream.write_all(chunk.as_bytes())).await,
+                Ok(Ok(()))
+            ) {
                 cut += 1;
                 break;
             }
@@ -497,7 +621,10 @@ async fn a_crowd_that_means_it_ill_harms_nobody() {
         let _ = tokio::time::timeout(SOON, stream.read_to_end(&mut answer)).await;
         let answer = String::from_utf8_lossy(&answer);
         // A connection that is cut while more is on the way may lose the answer with it.
-        assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 413 ") || answer.starts_with("HTTP/1.1 503 "), "{answer}");
+        assert!(
+            answer.is_empty() || answer.starts_with("HTTP/1.1 413 ") || answer.starts_with("HTTP/1.1 503 "),
+            "{answer}"
+        );
         crowded.fetch_add(usize::from(answer.starts_with("HTTP/1.1 413 ")), Ordering::Relaxed);
     }
     eprintln!("{cut} endless bodies cut while they were sent, {} heard 413", crowded.load(Ordering::Relaxed));
@@ -509,18 +636,37 @@ async fn a_crowd_that_means_it_ill_harms_nobody() {
         assert!(ended.is_ok(), "a slow connection is still open after 25 s");
         closed += 1;
         let answer = String::from_utf8_lossy(&answer);
-        assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 408 ") || answer.starts_with("HTTP/1.1 503 "), "{answer}");
+        assert!(
+            answer.is_empty() || answer.starts_with("HTTP/1.1 408 ") || answer.starts_with("HTTP/1.1 503 "),
+            "{answer}"
+        );
     }
     assert_eq!(closed, 400);
 
     // Garbage on the wire.
     let path = device.path("desired");
     let huge = format!("GET {path} HTTP/1.1\r\nhost: x\r\nx-y: {}\r\n\r\n", "y".repeat(1 << 20));
-    let many = format!("GET {path} HTTP/1.1\r\nhost: x\r\n{}\r\n", (0..5_000).map(|n| format!("x-{n}: y\r\n")).collect::<String>());
+    let many = format!(
+        "GET {path} HTTP/1.1\r\nhost: x\r\n{}\r\n",
+        (0..5_000).map(|n| format!("x-{n}: y\r\n")).collect::<String>()
+    );
     let long = format!("GET /{} HTTP/1.1\r\nhost: x\r\n\r\n", "y".repeat(1 << 20));
-    let both = format!("POST {} HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n", device.path("report"));
-    let garbage: [&[u8]; 10] = [b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"GET / HTTP/9.9\r\n\r\n", b"\0\0\0\0\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"GET\r\n\r\n",
-        b"GET http://[ HTTP/1.1\r\n\r\n", huge.as_bytes(), many.as_bytes(), long.as_bytes(), both.as_bytes()];
+    let both = format!(
+        "POST {} HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+        device.path("report")
+    );
+    let garbage: [&[u8]; 10] = [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"\0\0\0\0\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"GET\r\n\r\n",
+        b"GET http://[ HTTP/1.1\r\n\r\n",
+        huge.as_bytes(),
+        many.as_bytes(),
+        long.as_bytes(),
+        both.as_bytes(),
+    ];
     for bytes in garbage {
         let answer = raw(manager.address(), bytes, Duration::from_secs(3)).await;
         assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 4"), "{answer}");
@@ -528,9 +674,15 @@ async fn a_crowd_that_means_it_ill_harms_nobody() {
     // Bodies of many forms, from a device that may speak.
     let hash = format!("sha256:{}", "0".repeat(64));
     for body in [
-        format!("{{\"observations\":[{}]}}", vec!["{}"; 256].join(",")), format!("{{\"observations\":[{}]}}", vec!["1"; 257].join(",")), format!("{{\"a\":{}", "[".repeat(200_000)),
-        "9".repeat(200_000), format!("{{\"sequence\":{}}}", "9".repeat(400)), format!("{{\"agentVersion\":\"{}\"}}", "\\u0000".repeat(30_000)),
-        format!("{{\"bootId\":\"{}\",\"sequence\":1}}", "b".repeat(200_000)), json!({ "observations": [{ "namespace": "x".repeat(100_000), "name": "y", "observedSpecHash": hash }] }).to_string(),
+        format!("{{\"observations\":[{}]}}", vec!["{}"; 256].join(",")),
+        format!("{{\"observations\":[{}]}}", vec!["1"; 257].join(",")),
+        format!("{{\"a\":{}", "[".repeat(200_000)),
+        "9".repeat(200_000),
+        format!("{{\"sequence\":{}}}", "9".repeat(400)),
+        format!("{{\"agentVersion\":\"{}\"}}", "\\u0000".repeat(30_000)),
+        format!("{{\"bootId\":\"{}\",\"sequence\":1}}", "b".repeat(200_000)),
+        json!({ "observations": [{ "namespace": "x".repeat(100_000), "name": "y", "observedSpecHash": hash }] })
+            .to_string(),
     ] {
         let answer = device.send(Method::POST, &device.path("report"), &[], body).await;
         assert!([200, 400, 403].contains(&answer.status), "{} {}", answer.status, answer.text());
@@ -554,6 +706,9 @@ async fn a_crowd_that_means_it_ill_harms_nobody() {
     assert_eq!((metrics.get("praetor_owned_devices"), metrics.sum("praetor_request_panics_total")), (5.0, 0.0));
     assert!(!manager.log().contains("panicked"), "{}", manager.process.log_tail());
     // What they called themselves is in no metric, and there is a version that could be cut to fit.
-    let version = cluster.get(Kind::Switch, namespace, &device.name).await.unwrap()["status"]["agentVersion"].as_str().unwrap_or_default().len();
+    let version = cluster.get(Kind::Switch, namespace, &device.name).await.unwrap()["status"]["agentVersion"]
+        .as_str()
+        .unwrap_or_default()
+        .len();
     assert!(version <= 1024, "{version}");
 }

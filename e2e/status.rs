@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use harness::scenario::{self, device_process, heartbeat, process_spec, report_running, switch};
 use harness::stage::{desires, known};
 use harness::{
-    Audit, Cluster, ControlPlane, Device, Kind, MANAGER_USER, Manager, ManagerBuilder, Part, Proxy, Recorder, Stage, condition, condition_status, holds_for, unique,
-    wait_for,
+    Audit, Cluster, ControlPlane, Device, Kind, MANAGER_USER, Manager, ManagerBuilder, Part, Proxy, Recorder, Stage,
+    condition, condition_status, holds_for, unique, wait_for,
 };
 use http::Method;
 use praetor::wire::canonical::SpecHash;
@@ -78,23 +78,39 @@ async fn one_write_for_each_transition_and_none_without() {
     let object = cluster.get(Kind::Process, namespace, "p").await.unwrap();
     let status = &object["status"];
     for (kind, reason, message) in [
-        ("AgentConnected", "AgentConnected", "agent is reporting"), ("SpecObserved", "SpecObserved", format!("observed {hash}").as_str()),
-        ("ProcessStarted", "Started", ""), ("Healthy", "Healthy", ""),
+        ("AgentConnected", "AgentConnected", "agent is reporting"),
+        ("SpecObserved", "SpecObserved", format!("observed {hash}").as_str()),
+        ("ProcessStarted", "Started", ""),
+        ("Healthy", "Healthy", ""),
     ] {
         let condition = condition(&object, kind).unwrap_or_else(|| panic!("{kind}: {status:#}"));
         assert_eq!((&condition["status"], &condition["reason"]), (&json!("True"), &json!(reason)));
         assert!(message.is_empty() || condition["message"] == message, "{condition}");
-        assert!(condition["message"].as_str().is_some_and(|m| !m.is_empty()) && condition["lastTransitionTime"].is_string());
+        assert!(
+            condition["message"].as_str().is_some_and(|m| !m.is_empty()) && condition["lastTransitionTime"].is_string()
+        );
     }
     assert_eq!(status["conditions"].as_array().unwrap().len(), 4);
-    for (field, value) in [("phase", json!("Running")), ("observedSpecHash", json!(hash)), ("runningSpecHash", json!(hash)), ("observedGeneration", json!(1)),
-        ("transitions", json!(1)), ("runtimeSemantics", json!("DaemonSet")), ("artifactVersion", json!("1")), ("pid", json!(4711)),
-        ("startTime", json!("2025-12-12T23:54:58Z")), ("restartCount", json!(0)), ("lastReport", json!({ "bootId": "boot", "sequence": 1 }))]
-    {
+    for (field, value) in [
+        ("phase", json!("Running")),
+        ("observedSpecHash", json!(hash)),
+        ("runningSpecHash", json!(hash)),
+        ("observedGeneration", json!(1)),
+        ("transitions", json!(1)),
+        ("runtimeSemantics", json!("DaemonSet")),
+        ("artifactVersion", json!("1")),
+        ("pid", json!(4711)),
+        ("startTime", json!("2025-12-12T23:54:58Z")),
+        ("restartCount", json!(0)),
+        ("lastReport", json!({ "bootId": "boot", "sequence": 1 })),
+    ] {
         assert_eq!(status[field], value, "{field}");
     }
     let the_switch = cluster.get(Kind::Switch, namespace, &device.name).await.unwrap();
-    assert_eq!((condition_status(&the_switch, "AgentConnected"), &the_switch["status"]["agentVersion"]), ("True", &json!("0.1.0")));
+    assert_eq!(
+        (condition_status(&the_switch, "AgentConnected"), &the_switch["status"]["agentVersion"]),
+        ("True", &json!("0.1.0"))
+    );
     recorder.wait_events("", "p", 3, SOON).await;
     let mut first: Vec<_> = recorder.events("", "p").into_iter().map(|e| (e.reason, e.kind)).collect();
     first.sort();
@@ -115,38 +131,76 @@ async fn one_write_for_each_transition_and_none_without() {
     assert_eq!(recorder.events("", "p").len(), 3);
 
     // Each further transition: one write. A new message alone is one, too, but no event.
-    let ill = |sequence, message: &str| observed(sequence, "boot", namespace, "p", &hash, &json!({ "processStarted": true, "healthy": false, "errorMessage": message,
-        "pid": 4711, "startTime": "2025-12-12T23:54:58Z", "restartCount": 0 }));
-    for (count, (report, phase, transitions, warnings)) in
-        (2..).zip([(ill(11, "disk"), "Failed", 2, 2), (ill(12, "disk full"), "Failed", 2, 2), (report(13), "Running", 2, 2), (ill(14, "disk"), "Failed", 3, 4)])
-    {
+    let ill = |sequence, message: &str| {
+        observed(
+            sequence,
+            "boot",
+            namespace,
+            "p",
+            &hash,
+            &json!({ "processStarted": true, "healthy": false, "errorMessage": message,
+        "pid": 4711, "startTime": "2025-12-12T23:54:58Z", "restartCount": 0 }),
+        )
+    };
+    for (count, (report, phase, transitions, warnings)) in (2..).zip([
+        (ill(11, "disk"), "Failed", 2, 2),
+        (ill(12, "disk full"), "Failed", 2, 2),
+        (report(13), "Running", 2, 2),
+        (ill(14, "disk"), "Failed", 3, 4),
+    ]) {
         for _ in 0..3 {
             device.report(&report).await.expect(200);
         }
         let object = cluster.get(Kind::Process, namespace, "p").await.unwrap();
-        assert_eq!((&object["status"]["phase"], &object["status"]["transitions"]), (&json!(phase), &json!(transitions)), "{count}");
+        assert_eq!(
+            (&object["status"]["phase"], &object["status"]["transitions"]),
+            (&json!(phase), &json!(transitions)),
+            "{count}"
+        );
         recorder.wait_events("", "p", 3 + warnings, SOON).await;
-        wait_for(SOON, "the write in the audit log", async || patches(&writes(stage.plane, mark, namespace), "p") >= count).await;
-        assert_eq!(patches(&writes(stage.plane, mark, namespace), "p"), count, "{}", writes(stage.plane, mark, namespace).describe());
+        wait_for(SOON, "the write in the audit log", async || {
+            patches(&writes(stage.plane, mark, namespace), "p") >= count
+        })
+        .await;
+        assert_eq!(
+            patches(&writes(stage.plane, mark, namespace), "p"),
+            count,
+            "{}",
+            writes(stage.plane, mark, namespace).describe()
+        );
     }
     flushed(&recorder, cluster, &manager, namespace).await;
     let mut reasons: Vec<_> = recorder.events("", "p").into_iter().skip(3).map(|e| (e.reason, e.kind)).collect();
     reasons.sort();
     let warning = |reason: &str| (reason.to_owned(), "Warning".to_owned());
-    assert_eq!(reasons, [warning("ProcessFailed"), warning("ProcessFailed"), warning("Unhealthy"), warning("Unhealthy")]);
+    assert_eq!(
+        reasons,
+        [warning("ProcessFailed"), warning("ProcessFailed"), warning("Unhealthy"), warning("Unhealthy")]
+    );
 
     // A new spec, observed: one write and one event.
     let edited = cluster.merge(Kind::Process, namespace, "p", &json!({ "spec": { "restartPolicy": "Never" } })).await;
-    wait_for(SOON, "the edit to be served", async || device.desired().await.json()["items"][0]["generation"] == 2).await;
+    wait_for(SOON, "the edit to be served", async || device.desired().await.json()["items"][0]["generation"] == 2)
+        .await;
     let before = patches(&writes(stage.plane, mark, namespace), "p");
     let new = hash_of(&edited);
     for _ in 0..3 {
-        let report = observed(15, "boot", namespace, "p", &new, &json!({ "runningSpecHash": hash, "processStarted": true, "healthy": true, "pid": 4711,
-            "startTime": "2025-12-12T23:54:58Z", "restartCount": 0 }));
+        let report = observed(
+            15,
+            "boot",
+            namespace,
+            "p",
+            &new,
+            &json!({ "runningSpecHash": hash, "processStarted": true, "healthy": true, "pid": 4711,
+            "startTime": "2025-12-12T23:54:58Z", "restartCount": 0 }),
+        );
         device.report(&report).await.expect(200);
     }
     let status = cluster.get(Kind::Process, namespace, "p").await.unwrap()["status"].clone();
-    assert_eq!((&status["observedSpecHash"], &status["runningSpecHash"], &status["observedGeneration"]), (&json!(new), &json!(hash), &json!(2)));
+    assert_eq!(
+        (&status["observedSpecHash"], &status["runningSpecHash"], &status["observedGeneration"]),
+        (&json!(new), &json!(hash), &json!(2))
+    );
     recorder.wait_events("SpecObserved", "p", 2, SOON).await;
     flushed(&recorder, cluster, &manager, namespace).await;
     assert_eq!(patches(&writes(stage.plane, mark, namespace), "p"), before + 1);
@@ -164,6 +218,9 @@ async fn one_write_for_each_transition_and_none_without() {
     assert_eq!(recorder.writes(Kind::Process, namespace, "p"), of_process);
 }
 
+/// Policy, what is reported, phase, conditions as TYPE=STATUS/REASON, events beside AgentConnected and SpecObserved.
+type Case = (&'static str, Value, &'static str, &'static [&'static str], &'static [&'static str]);
+
 #[tokio::test]
 async fn phases_and_conditions() {
     let stage = Stage::enter("phases").await;
@@ -172,13 +229,24 @@ async fn phases_and_conditions() {
     let manager = builder(stage.plane).await.start().await;
     let device = manager.device(&unique("tor"));
     let ended = |code: i64| json!({ "processStarted": false, "exitCode": code, "lastTerminationReason": "it went" });
-    // Policy, what is reported, phase, conditions as TYPE=STATUS/REASON, events beside AgentConnected and SpecObserved.
-    let cases: Vec<(&str, Value, &str, &[&str], &[&str])> = vec![
+    let cases: Vec<Case> = vec![
         ("Always", json!({}), "Pending", &[], &[]),
         ("Always", json!({ "processStarted": false }), "Pending", &["ProcessStarted=False/NotStarted"], &[]),
         ("Always", json!({ "processStarted": true }), "Running", &["ProcessStarted=True/Started"], &["ProcessStarted"]),
-        ("Always", json!({ "processStarted": true, "healthy": true }), "Running", &["ProcessStarted=True/Started", "Healthy=True/Healthy"], &["ProcessStarted"]),
-        ("Always", json!({ "processStarted": true, "healthy": false }), "Running", &["ProcessStarted=True/Started", "Healthy=False/Unhealthy"], &["ProcessStarted", "Unhealthy"]),
+        (
+            "Always",
+            json!({ "processStarted": true, "healthy": true }),
+            "Running",
+            &["ProcessStarted=True/Started", "Healthy=True/Healthy"],
+            &["ProcessStarted"],
+        ),
+        (
+            "Always",
+            json!({ "processStarted": true, "healthy": false }),
+            "Running",
+            &["ProcessStarted=True/Started", "Healthy=False/Unhealthy"],
+            &["ProcessStarted", "Unhealthy"],
+        ),
         ("Always", ended(0), "Pending", &["ProcessStarted=False/Exited"], &[]),
         ("Always", ended(1), "Pending", &["ProcessStarted=False/Exited"], &[]),
         ("OnFailure", ended(0), "Succeeded", &["ProcessStarted=False/Exited"], &[]),
@@ -186,18 +254,64 @@ async fn phases_and_conditions() {
         ("Never", ended(0), "Succeeded", &["ProcessStarted=False/Exited"], &[]),
         ("Never", ended(137), "Failed", &["ProcessStarted=False/Exited"], &["ProcessFailed"]),
         ("Never", ended(-9), "Failed", &["ProcessStarted=False/Exited"], &["ProcessFailed"]),
-        ("Always", json!({ "errorMessage": "no such file" }), "Failed", &["ProcessStarted=False/NotStarted"], &["ProcessFailed"]),
-        ("Always", json!({ "processStarted": false, "errorMessage": "no such file" }), "Failed", &["ProcessStarted=False/NotStarted"], &["ProcessFailed"]),
-        ("Always", json!({ "warningMessage": "clock is off" }), "Pending", &["SpecWarning=True/AgentWarning"], &["SpecWarning"]),
-        ("Always", json!({ "processStarted": true, "warningMessage": "clock is off" }), "Running", &["SpecWarning=True/AgentWarning", "ProcessStarted=True/Started"],
-            &["ProcessStarted", "SpecWarning"]),
-        ("Always", json!({ "artifactDownloaded": true, "artifactVerified": true }), "Pending", &["ArtifactDownloaded=True/Succeeded", "ArtifactVerified=True/Succeeded"], &[]),
+        (
+            "Always",
+            json!({ "errorMessage": "no such file" }),
+            "Failed",
+            &["ProcessStarted=False/NotStarted"],
+            &["ProcessFailed"],
+        ),
+        (
+            "Always",
+            json!({ "processStarted": false, "errorMessage": "no such file" }),
+            "Failed",
+            &["ProcessStarted=False/NotStarted"],
+            &["ProcessFailed"],
+        ),
+        (
+            "Always",
+            json!({ "warningMessage": "clock is off" }),
+            "Pending",
+            &["SpecWarning=True/AgentWarning"],
+            &["SpecWarning"],
+        ),
+        (
+            "Always",
+            json!({ "processStarted": true, "warningMessage": "clock is off" }),
+            "Running",
+            &["SpecWarning=True/AgentWarning", "ProcessStarted=True/Started"],
+            &["ProcessStarted", "SpecWarning"],
+        ),
+        (
+            "Always",
+            json!({ "artifactDownloaded": true, "artifactVerified": true }),
+            "Pending",
+            &["ArtifactDownloaded=True/Succeeded", "ArtifactVerified=True/Succeeded"],
+            &[],
+        ),
         ("Always", json!({ "artifactDownloaded": false }), "Pending", &["ArtifactDownloaded=False/Pending"], &[]),
-        ("Always", json!({ "artifactDownloaded": false, "artifactLastError": "404" }), "Pending", &["ArtifactDownloaded=False/Failed"], &[]),
-        ("Always", json!({ "artifactDownloaded": true, "artifactVerified": false, "artifactLastError": "wrong sum" }), "Pending",
-            &["ArtifactDownloaded=True/Succeeded", "ArtifactVerified=False/Failed"], &[]),
-        ("Always", json!({ "artifactDownloaded": false, "artifactDownloadReason": "DNS", "artifactDownloadMessage": "no such host", "artifactVerified": false,
-            "artifactVerifyReason": "Waiting", "artifactVerifyMessage": "nothing there" }), "Pending", &["ArtifactDownloaded=False/DNS", "ArtifactVerified=False/Waiting"], &[]),
+        (
+            "Always",
+            json!({ "artifactDownloaded": false, "artifactLastError": "404" }),
+            "Pending",
+            &["ArtifactDownloaded=False/Failed"],
+            &[],
+        ),
+        (
+            "Always",
+            json!({ "artifactDownloaded": true, "artifactVerified": false, "artifactLastError": "wrong sum" }),
+            "Pending",
+            &["ArtifactDownloaded=True/Succeeded", "ArtifactVerified=False/Failed"],
+            &[],
+        ),
+        (
+            "Always",
+            json!({ "artifactDownloaded": false, "artifactDownloadReason": "DNS", "artifactDownloadMessage": "no such host", "artifactVerified": false,
+            "artifactVerifyReason": "Waiting", "artifactVerifyMessage": "nothing there" }),
+            "Pending",
+            &["ArtifactDownloaded=False/DNS", "ArtifactVerified=False/Waiting"],
+            &[],
+        ),
     ];
     let mut observations = Vec::new();
     let mut hashes = Vec::new();
@@ -221,22 +335,38 @@ async fn phases_and_conditions() {
         let status = &object["status"];
         let what = format!("{policy} {said}\n{status:#}");
         assert_eq!(status["phase"], *phase, "{what}");
-        let mut got: Vec<_> = status["conditions"].as_array().unwrap().iter().map(|c| {
-            let text = |key: &str| c[key].as_str().unwrap();
-            assert!(!text("message").is_empty(), "{what}");
-            format!("{}={}/{}", text("type"), text("status"), text("reason"))
-        }).collect();
+        let mut got: Vec<_> = status["conditions"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|c| {
+                let text = |key: &str| c[key].as_str().unwrap();
+                assert!(!text("message").is_empty(), "{what}");
+                format!("{}={}/{}", text("type"), text("status"), text("reason"))
+            })
+            .collect();
         let mut expected: Vec<_> = conditions.iter().map(ToString::to_string).collect();
         expected.extend(["AgentConnected=True/AgentConnected".into(), "SpecObserved=True/SpecObserved".into()]);
-        (got.sort(), expected.sort());
+        got.sort();
+        expected.sort();
         assert_eq!(got, expected, "{what}");
-        assert_eq!(status["runningSpecHash"], if said["processStarted"] == true { json!(hashes[number]) } else { Value::Null }, "{what}");
-        assert_eq!((&status["artifactVersion"], &status["observedGeneration"], &status["transitions"]), (&json!("1.2.3"), &json!(1), &json!(1)), "{what}");
+        assert_eq!(
+            status["runningSpecHash"],
+            if said["processStarted"] == true { json!(hashes[number]) } else { Value::Null },
+            "{what}"
+        );
+        assert_eq!(
+            (&status["artifactVersion"], &status["observedGeneration"], &status["transitions"]),
+            (&json!("1.2.3"), &json!(1), &json!(1)),
+            "{what}"
+        );
         assert_eq!(status["exitCode"], said["exitCode"], "{what}");
         let mut expected: Vec<_> = events.iter().map(ToString::to_string).collect();
         expected.extend(["AgentConnected".into(), "SpecObserved".into()]);
-        let mut got: Vec<_> = recorder.wait_events("", &name, expected.len(), SOON).await.into_iter().map(|e| e.reason).collect();
-        (got.sort(), expected.sort());
+        let mut got: Vec<_> =
+            recorder.wait_events("", &name, expected.len(), SOON).await.into_iter().map(|e| e.reason).collect();
+        got.sort();
+        expected.sort();
         assert_eq!(got, expected, "{what}");
     }
     let of = async |number: usize| cluster.get(Kind::Process, namespace, &format!("p{number:02}")).await.unwrap();
@@ -247,12 +377,28 @@ async fn phases_and_conditions() {
     // Strings are cut and stripped; an outdated spec is said to be observed, but not of this generation.
     let old = format!("sha256:{}", "0".repeat(64));
     let long = format!("\u{1b}[31m{}\n\0", "é".repeat(2_000));
-    let report = observed(2, "boot", namespace, "p00", &old, &json!({ "errorMessage": long, "lastTerminationReason": "\u{7}", "pid": 7, "startTime": "2025-12-12T23:54:58Z" }));
+    let report = observed(
+        2,
+        "boot",
+        namespace,
+        "p00",
+        &old,
+        &json!({ "errorMessage": long, "lastTerminationReason": "\u{7}", "pid": 7, "startTime": "2025-12-12T23:54:58Z" }),
+    );
     device.report(&report).await.expect(200);
     let object = of(0).await;
     let message = condition(&object, "ProcessStarted").unwrap()["message"].as_str().unwrap();
-    assert!(message.len() <= 1024 && message.len() > 1000 && message.starts_with("[31mé") && !message.chars().any(char::is_control), "{message:?}");
-    assert_eq!((&object["status"]["observedSpecHash"], &object["status"]["observedGeneration"]), (&json!(old), &json!(1)));
+    assert!(
+        message.len() <= 1024
+            && message.len() > 1000
+            && message.starts_with("[31mé")
+            && !message.chars().any(char::is_control),
+        "{message:?}"
+    );
+    assert_eq!(
+        (&object["status"]["observedSpecHash"], &object["status"]["observedGeneration"]),
+        (&json!(old), &json!(1))
+    );
 
     // An object that is not mentioned stays as it is.
     assert_eq!(of(3).await["status"]["phase"], "Running");
@@ -266,7 +412,9 @@ async fn what_is_rejected_and_what_is_dropped() {
     let manager = builder(stage.plane).await.start().await;
     let (device, hash) = ready(cluster, &manager, namespace, "mine").await;
     let (_, other_hash) = ready(cluster, &manager, namespace, "theirs").await;
-    let observation = |name: &str, hash: &str| observed(1, "boot", namespace, name, hash, &json!({ "processStarted": true }))["observations"][0].clone();
+    let observation = |name: &str, hash: &str| {
+        observed(1, "boot", namespace, name, hash, &json!({ "processStarted": true }))["observations"][0].clone()
+    };
     let mut sequence = 0;
     let mut report = |observations: Vec<Value>| {
         sequence += 1;
@@ -277,13 +425,19 @@ async fn what_is_rejected_and_what_is_dropped() {
     let theirs = async || cluster.get(Kind::Process, namespace, "theirs").await.unwrap()["status"].clone();
 
     // Another device's, alone: 403, and nothing is written.
-    for observations in [vec![observation("theirs", &other_hash)], vec![observation("theirs", &other_hash), observation("theirs", &hash)]] {
+    for observations in [
+        vec![observation("theirs", &other_hash)],
+        vec![observation("theirs", &other_hash), observation("theirs", &hash)],
+    ] {
         let answer = device.report(&report(observations)).await.expect(403);
         assert_eq!(answer.header("content-type"), "application/problem+json");
     }
     assert_eq!(theirs().await, json!({ "phase": "Pending" }));
     // The sign of life counts all the same.
-    wait_for(SOON, "the switch to be connected", async || condition_status(&cluster.get(Kind::Switch, namespace, &device.name).await.unwrap(), "AgentConnected") == "True").await;
+    wait_for(SOON, "the switch to be connected", async || {
+        condition_status(&cluster.get(Kind::Switch, namespace, &device.name).await.unwrap(), "AgentConnected") == "True"
+    })
+    .await;
 
     // Among others, and with other faults: the rest is applied.
     let mut typed = observation("mine", &hash);
@@ -294,9 +448,21 @@ async fn what_is_rejected_and_what_is_dropped() {
     nameless["name"] = json!("");
     let mut time = observation("mine", &hash);
     time["startTime"] = json!("2025-02-30T00:00:00Z");
-    let faults = vec![observation("theirs", &other_hash), typed, huge, nameless, time, observation("mine", "md5:1"), json!(7), json!([]), json!(null), json!({})];
+    let faults = vec![
+        observation("theirs", &other_hash),
+        typed,
+        huge,
+        nameless,
+        time,
+        observation("mine", "md5:1"),
+        json!(7),
+        json!([]),
+        json!(null),
+        json!({}),
+    ];
     let count = faults.len();
-    let answer = device.report(&report([faults.clone(), vec![observation("mine", &hash)]].concat())).await.expect(200).json();
+    let answer =
+        device.report(&report([faults.clone(), vec![observation("mine", &hash)]].concat())).await.expect(200).json();
     assert_eq!(answer["ack"], true);
     let rejected = answer["rejected"].as_array().unwrap();
     assert_eq!(rejected.len(), count, "{answer:#}");
@@ -315,26 +481,55 @@ async fn what_is_rejected_and_what_is_dropped() {
     // Gone, or never there: dropped silently, nothing is created.
     let mark = stage.plane.audit_mark();
     for _ in 0..5 {
-        assert_eq!(device.report(&report(vec![observation("never-there", &hash), observation("mine", &hash)])).await.expect(200).json(), json!({ "ack": true }));
+        assert_eq!(
+            device
+                .report(&report(vec![observation("never-there", &hash), observation("mine", &hash)]))
+                .await
+                .expect(200)
+                .json(),
+            json!({ "ack": true })
+        );
     }
     cluster.delete(Kind::Process, namespace, "mine").await;
     cluster.wait_gone(Kind::Process, namespace, "mine", SOON).await;
     desires(&device, &[]).await;
-    assert_eq!(device.report(&report(vec![observation("mine", &hash)])).await.expect(200).json(), json!({ "ack": true }));
-    let reads = stage.plane.audit_since(mark).by(MANAGER_USER).verb("get").resource("deviceprocesses").namespace(namespace).name("never-there");
+    assert_eq!(
+        device.report(&report(vec![observation("mine", &hash)])).await.expect(200).json(),
+        json!({ "ack": true })
+    );
+    let reads = stage
+        .plane
+        .audit_since(mark)
+        .by(MANAGER_USER)
+        .verb("get")
+        .resource("deviceprocesses")
+        .namespace(namespace)
+        .name("never-there");
     assert!((1..5).contains(&reads.count()), "misses are cached: {}", reads.describe());
     assert_eq!(cluster.list(Kind::Process, namespace).await.len(), 1);
     // Names that no object can have never reach the apiserver.
     let mark = stage.plane.audit_mark();
     let secret = "../../../../../../api/v1/namespaces/praetor-system/serviceaccounts/praetor-manager";
-    for (place, name) in [("..", "../../x"), (namespace, "a/b?x=1#"), (namespace, secret), ("a.b", "x"), (namespace, "Ü"), (namespace, "status"), ("", "x")] {
+    for (place, name) in [
+        ("..", "../../x"),
+        (namespace, "a/b?x=1#"),
+        (namespace, secret),
+        ("a.b", "x"),
+        (namespace, "Ü"),
+        (namespace, "status"),
+        ("", "x"),
+    ] {
         let mut strange = observation("x", &hash);
         (strange["namespace"], strange["name"]) = (json!(place), json!(name));
         let answer = device.report(&report(vec![strange])).await.expect(200).json();
         let rejected = answer["rejected"].as_array().map_or(0, Vec::len);
         assert_eq!(rejected, usize::from(name != "status"), "{place} {name}: {answer}");
     }
-    let asked = stage.plane.audit_since(mark).by(MANAGER_USER).filter(|e| e.resource != "deviceprocesses" || e.uri.contains(".."));
+    let asked = stage
+        .plane
+        .audit_since(mark)
+        .by(MANAGER_USER)
+        .filter(|e| e.resource != "deviceprocesses" || e.uri.contains(".."));
     assert_eq!(asked.clone().filter(|e| e.verb == "get").count(), 0, "{}", asked.describe());
 
     // Numbers.
@@ -362,8 +557,12 @@ async fn old_reports_change_nothing_across_restarts_too() {
     let recorder = Recorder::start(stage.plane).await;
     let mut manager = builder(stage.plane).await.start().await;
     let (device, hash) = ready(cluster, &manager, namespace, "p").await;
-    let failing = |sequence: u64, boot: &str| observed(sequence, boot, namespace, "p", &hash, &json!({ "processStarted": false, "errorMessage": "old news" }));
-    let phase = async || cluster.get(Kind::Process, namespace, "p").await.unwrap()["status"]["phase"].as_str().unwrap().to_owned();
+    let failing = |sequence: u64, boot: &str| {
+        observed(sequence, boot, namespace, "p", &hash, &json!({ "processStarted": false, "errorMessage": "old news" }))
+    };
+    let phase = async || {
+        cluster.get(Kind::Process, namespace, "p").await.unwrap()["status"]["phase"].as_str().unwrap().to_owned()
+    };
 
     device.report(&report_running(10, "first", namespace, "p", &hash)).await.expect(200);
     let written = recorder.writes(Kind::Process, namespace, "p");
@@ -400,7 +599,12 @@ async fn old_reports_change_nothing_across_restarts_too() {
     }
     device.report(&report_running(7, "second", namespace, "p", &hash)).await.expect(200);
     flushed(&recorder, cluster, &manager, namespace).await;
-    assert_eq!(recorder.writes(Kind::Process, namespace, "p"), written + 4, "{:#?}", recorder.history(Kind::Process, namespace, "p").iter().map(|s| &s.object["status"]).collect::<Vec<_>>());
+    assert_eq!(
+        recorder.writes(Kind::Process, namespace, "p"),
+        written + 4,
+        "{:#?}",
+        recorder.history(Kind::Process, namespace, "p").iter().map(|s| &s.object["status"]).collect::<Vec<_>>()
+    );
     device.report(&failing(8, "second")).await.expect(200);
     assert_eq!(phase().await, "Failed");
 }
@@ -424,10 +628,13 @@ async fn counters_are_written_lazily() {
         report["observations"][0]["lastArtifactAttemptTime"] = json!("2025-12-12T23:54:58Z");
         report
     };
-    let restarts = async || cluster.get(Kind::Process, namespace, "p").await.unwrap()["status"]["restartCount"].as_u64().unwrap();
+    let restarts =
+        async || cluster.get(Kind::Process, namespace, "p").await.unwrap()["status"]["restartCount"].as_u64().unwrap();
     let sent = Instant::now();
     device.report(&counted(1, 0)).await.expect(200);
-    let first = recorder.wait_first(Kind::Process, namespace, "p", SOON, "the first status", |o| o["status"]["restartCount"] == 0).await;
+    let first = recorder
+        .wait_first(Kind::Process, namespace, "p", SOON, "the first status", |o| o["status"]["restartCount"] == 0)
+        .await;
     let writes = recorder.writes(Kind::Process, namespace, "p");
 
     // They count as nothing to write: acked at once and not written.
@@ -442,7 +649,13 @@ async fn counters_are_written_lazily() {
     ill["observations"][0]["healthy"] = json!(false);
     let ridden = Instant::now();
     device.report(&ill).await.expect(200);
-    assert_eq!((restarts().await, cluster.get(Kind::Process, namespace, "p").await.unwrap()["status"]["artifactDownloadAttempts"].as_u64()), (30, Some(30)));
+    assert_eq!(
+        (
+            restarts().await,
+            cluster.get(Kind::Process, namespace, "p").await.unwrap()["status"]["artifactDownloadAttempts"].as_u64()
+        ),
+        (30, Some(30))
+    );
     assert!(sent.elapsed() < Duration::from_secs(55), "too slow to show anything");
 
     // Alone: at most once a minute, with the latest numbers.
@@ -452,7 +665,11 @@ async fn counters_are_written_lazily() {
         ill["sequence"] = json!(number);
         device.report(&ill).await.expect(200);
     }
-    let alone = recorder.wait_first(Kind::Process, namespace, "p", Duration::from_secs(75), "the counters alone", |o| o["status"]["restartCount"] == 40).await;
+    let alone = recorder
+        .wait_first(Kind::Process, namespace, "p", Duration::from_secs(75), "the counters alone", |o| {
+            o["status"]["restartCount"] == 40
+        })
+        .await;
     assert_eq!(recorder.writes(Kind::Process, namespace, "p"), writes + 2);
     assert!(alone - ridden >= Duration::from_secs(58) && alone > first, "{:?}", alone - ridden);
     assert_eq!(recorder.events("", "p").iter().filter(|e| e.reason == "Unhealthy").count(), 1);
@@ -487,20 +704,32 @@ async fn a_manager_that_dies_between_status_and_event_leaves_no_event_out() {
     let (device, hash) = ready(cluster, &manager, namespace, "p").await;
 
     // Nobody may write events: the status is written, the events are owed.
-    let role: Value = serde_json::from_str(&kubectl.run(&["get", "clusterrole", "praetor-manager", "-o", "json"]).await).unwrap();
-    let rule = role["rules"].as_array().unwrap().iter().position(|r| r["apiGroups"] == json!(["events.k8s.io"])).unwrap();
+    let role: Value =
+        serde_json::from_str(&kubectl.run(&["get", "clusterrole", "praetor-manager", "-o", "json"]).await).unwrap();
+    let rule =
+        role["rules"].as_array().unwrap().iter().position(|r| r["apiGroups"] == json!(["events.k8s.io"])).unwrap();
     let allow = async |verbs: Value, expected: &str| {
         let patch = json!([{ "op": "replace", "path": format!("/rules/{rule}/verbs"), "value": verbs }]).to_string();
         kubectl.run(&["patch", "clusterrole", "praetor-manager", "--type=json", "-p", &patch]).await;
         wait_for(SOON, format!("events: {expected}"), async || {
-            let said = kubectl.output(&["auth", "can-i", "create", "events.events.k8s.io", "--as", MANAGER_USER, "-n", namespace], None).await.stdout;
+            let said = kubectl
+                .output(
+                    &["auth", "can-i", "create", "events.events.k8s.io", "--as", MANAGER_USER, "-n", namespace],
+                    None,
+                )
+                .await
+                .stdout;
             if said.trim() == expected { Ok(()) } else { Err(said) }
         })
         .await;
     };
     allow(json!(["get"]), "no").await;
     device.report(&report_running(1, "boot", namespace, "p", &hash)).await.expect(200);
-    wait_for(SOON, "a refused event", async || stage.plane.audit().by(MANAGER_USER).verb("create").resource("events").namespace(namespace).code(403).count() > 0).await;
+    wait_for(SOON, "a refused event", async || {
+        stage.plane.audit().by(MANAGER_USER).verb("create").resource("events").namespace(namespace).code(403).count()
+            > 0
+    })
+    .await;
     manager.kill9();
     assert_eq!(cluster.get(Kind::Process, namespace, "p").await.unwrap()["status"]["phase"], "Running");
     assert!(reasons(&recorder, "p").is_empty());
@@ -516,18 +745,26 @@ async fn a_manager_that_dies_between_status_and_event_leaves_no_event_out() {
     let mark = stage.plane.audit_mark();
     manager.kill9();
     manager.restart().await;
-    let looks = || stage.plane.audit_since(mark).by(MANAGER_USER).verb("get").resource("events").namespace(namespace).code(200);
+    let looks =
+        || stage.plane.audit_since(mark).by(MANAGER_USER).verb("get").resource("events").namespace(namespace).code(200);
     wait_for(SOON, "three looks", async || if looks().count() >= 3 { Ok(()) } else { Err(looks().describe()) }).await;
     flushed(&recorder, cluster, &manager, namespace).await;
     assert_eq!(reasons(&recorder, "p"), FIRST);
-    let created = stage.plane.audit_since(mark).by(MANAGER_USER).verb("create").resource("events").filter(|e| e.name.starts_with("p."));
+    let created = stage
+        .plane
+        .audit_since(mark)
+        .by(MANAGER_USER)
+        .verb("create")
+        .resource("events")
+        .filter(|e| e.name.starts_with("p."));
     assert_eq!(created.count(), 0, "{}", created.describe());
 }
 
 /// A device with a process `p` and no switch: one patch for each of its reports.
 async fn lone(stage: &Stage, manager: &Manager, process: &str) -> (Device, String) {
     let device = manager.device(&unique("lone"));
-    let object = stage.cluster.create(&device_process(&stage.namespace, process, &device.name, process_spec("1"))).await;
+    let object =
+        stage.cluster.create(&device_process(&stage.namespace, process, &device.name, process_spec("1"))).await;
     desires(&device, &[&format!("{}/{process}", stage.namespace)]).await;
     (device, hash_of(&object))
 }
@@ -558,7 +795,11 @@ async fn a_lost_answer_makes_one_transition_and_one_event() {
     let answer = device.report(&report(1)).await.expect(503);
     let took = begun.elapsed();
     assert!((Duration::from_secs(7)..Duration::from_millis(9_500)).contains(&took), "{took:?}");
-    assert!((2..=10).contains(&answer.header("retry-after").parse::<u64>().unwrap()), "{}", answer.header("retry-after"));
+    assert!(
+        (2..=10).contains(&answer.header("retry-after").parse::<u64>().unwrap()),
+        "{}",
+        answer.header("retry-after")
+    );
     assert_eq!(cluster.get(Kind::Process, namespace, "p").await.unwrap()["status"]["phase"], "Running");
     proxy.drop_connections();
     proxy.resume();
@@ -600,7 +841,9 @@ async fn foreign_writers_are_no_trouble() {
     let recorder = Recorder::start(stage.plane).await;
     let (proxy, manager, device, hash) = behind_a_proxy(&stage, &recorder).await;
     device.report(&report_running(1, "boot", namespace, "p", &hash)).await.expect(200);
-    let ill = |sequence: u64, healthy: bool| observed(sequence, "boot", namespace, "p", &hash, &json!({ "processStarted": true, "healthy": healthy }));
+    let ill = |sequence: u64, healthy: bool| {
+        observed(sequence, "boot", namespace, "p", &hash, &json!({ "processStarted": true, "healthy": healthy }))
+    };
 
     // Somebody writes while the manager looks away: its patch is refused, derived again, and right.
     let conflicts = "praetor_status_patches_total{result=\"conflict\"}";
@@ -610,11 +853,19 @@ async fn foreign_writers_are_no_trouble() {
         let (device, report) = (device.clone(), ill(2, false));
         async move { device.report(&report).await }
     });
-    wait_for(SOON, "the write to wait", async || manager.metrics().await.get("praetor_status_queue_depth") >= 1.0).await;
+    wait_for(SOON, "the write to wait", async || manager.metrics().await.get("praetor_status_queue_depth") >= 1.0)
+        .await;
     proxy.resume();
     report.await.unwrap().expect(200);
     let object = cluster.get(Kind::Process, namespace, "p").await.unwrap();
-    assert_eq!((condition_status(&object, "Healthy"), &object["metadata"]["labels"]["colour"], &object["status"]["transitions"]), ("False", &json!("red"), &json!(2)));
+    assert_eq!(
+        (
+            condition_status(&object, "Healthy"),
+            &object["metadata"]["labels"]["colour"],
+            &object["status"]["transitions"]
+        ),
+        ("False", &json!("red"), &json!(2))
+    );
     eprintln!("conflicts: {}", manager.metrics().await.get(conflicts));
 
     // A storm of foreign writes: every ack is true, no event comes twice.
@@ -630,7 +881,11 @@ async fn foreign_writers_are_no_trouble() {
     for sequence in 3..43_u64 {
         device.report(&ill(sequence, sequence % 2 == 1)).await.expect(200);
         let object = cluster.get(Kind::Process, namespace, "p").await.unwrap();
-        assert_eq!(condition_status(&object, "Healthy"), if sequence % 2 == 1 { "True" } else { "False" }, "{sequence}");
+        assert_eq!(
+            condition_status(&object, "Healthy"),
+            if sequence % 2 == 1 { "True" } else { "False" },
+            "{sequence}"
+        );
     }
     storm.abort();
     assert!(manager.metrics().await.get(conflicts) > 0.0, "the storm met nobody");
@@ -638,13 +893,28 @@ async fn foreign_writers_are_no_trouble() {
     assert_eq!(recorder.events("Unhealthy", "p").len(), 21);
 
     // What somebody else took away or put in is put right by the next report.
-    cluster.merge_status(Kind::Process, namespace, "p", &json!({ "conditions": null, "phase": "Failed", "runningSpecHash": null, "observedSpecHash": null })).await;
+    cluster
+        .merge_status(
+            Kind::Process,
+            namespace,
+            "p",
+            &json!({ "conditions": null, "phase": "Failed", "runningSpecHash": null, "observedSpecHash": null }),
+        )
+        .await;
     wait_for(SOON, "the status to be right again", async || {
         device.report(&report_running(100, "boot", namespace, "p", &hash)).await.expect(200);
         let object = cluster.get(Kind::Process, namespace, "p").await.unwrap();
         let status = &object["status"];
-        let right = status["phase"] == "Running" && status["runningSpecHash"] == *hash && status["observedSpecHash"] == *hash;
-        if right && condition_status(&object, "AgentConnected") == "True" && condition_status(&object, "Healthy") == "True" { Ok(()) } else { Err(format!("{status:#}")) }
+        let right =
+            status["phase"] == "Running" && status["runningSpecHash"] == *hash && status["observedSpecHash"] == *hash;
+        if right
+            && condition_status(&object, "AgentConnected") == "True"
+            && condition_status(&object, "Healthy") == "True"
+        {
+            Ok(())
+        } else {
+            Err(format!("{status:#}"))
+        }
     })
     .await;
 }
@@ -663,21 +933,57 @@ async fn what_kubectl_shows() {
         let header = rows.next().unwrap();
         let row = rows.next().unwrap();
         assert_eq!(header.len(), row.len(), "an empty cell:\n{table}");
-        header.into_iter().zip(row).filter(|(header, _)| header != "AGE").map(|(header, cell)| format!("{header}={cell}")).collect::<Vec<_>>()
+        header
+            .into_iter()
+            .zip(row)
+            .filter(|(header, _)| header != "AGE")
+            .map(|(header, cell)| format!("{header}={cell}"))
+            .collect::<Vec<_>>()
     };
     device.report(&report_running(1, "boot", namespace, "p", &hash)).await.expect(200);
-    let row = ["NAME=p", &format!("DEVICE={}", device.name), "KIND=NetworkSwitch", "PHASE=Running", "CONNECTED=True", "HEALTHY=True", "VERSION=1", "RESTARTS=0"].map(str::to_owned);
+    let row = [
+        "NAME=p",
+        &format!("DEVICE={}", device.name),
+        "KIND=NetworkSwitch",
+        "PHASE=Running",
+        "CONNECTED=True",
+        "HEALTHY=True",
+        "VERSION=1",
+        "RESTARTS=0",
+    ]
+    .map(str::to_owned);
     assert_eq!(rows(&["dp"]).await, row);
     assert_eq!(rows(&["nsw"]).await, [format!("NAME={}", device.name), "CONNECTED=True".into(), "AGENT=0.1.0".into()]);
-    device.report(&observed(2, "boot", namespace, "p", &hash, &json!({ "processStarted": false, "healthy": false, "errorMessage": "disk-full", "restartCount": 3 }))).await.expect(200);
+    device
+        .report(&observed(
+            2,
+            "boot",
+            namespace,
+            "p",
+            &hash,
+            &json!({ "processStarted": false, "healthy": false, "errorMessage": "disk-full", "restartCount": 3 }),
+        ))
+        .await
+        .expect(200);
     let wide = kubectl.run(&["get", "-n", namespace, "dp", "-o", "wide"]).await;
     for part in ["HASH", "MESSAGE", "Failed", "False", &hash, "disk-full"] {
         assert!(wide.contains(part), "{part}:\n{wide}");
     }
     let events = wait_for(SOON, "events at kubectl", async || {
         let events = kubectl.run(&["events", "-n", namespace, "--for", "deviceprocess/p"]).await;
-        let missing: Vec<_> = ["AgentConnected", "SpecObserved", "ProcessStarted", "ProcessFailed", "Unhealthy", "Warning", "Normal", "agent is reporting"]
-            .into_iter().filter(|part| !events.contains(part)).collect();
+        let missing: Vec<_> = [
+            "AgentConnected",
+            "SpecObserved",
+            "ProcessStarted",
+            "ProcessFailed",
+            "Unhealthy",
+            "Warning",
+            "Normal",
+            "agent is reporting",
+        ]
+        .into_iter()
+        .filter(|part| !events.contains(part))
+        .collect();
         if missing.is_empty() { Ok(events) } else { Err(format!("{missing:?} in\n{events}")) }
     })
     .await;

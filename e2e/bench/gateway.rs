@@ -7,13 +7,19 @@ use std::time::Instant;
 use super::load::{self, Nginx, Press, Server, Wire};
 use super::table::{Table, commas, median};
 
-/// How many devices are indexed.
-const DEVICES: usize = 100_000;
 /// The core of what is measured, and of who presses.
 const CORES: (&str, &str) = ("0", "1");
 
+/// The device that asks.
+const DEVICE: usize = 242;
+
 fn seconds() -> u64 {
     std::env::var("BENCH_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(6)
+}
+
+/// How many devices are indexed.
+fn devices() -> usize {
+    std::env::var("BENCH_INDEXED").ok().and_then(|text| text.parse().ok()).unwrap_or(100_000)
 }
 
 fn exists(program: &str) -> bool {
@@ -21,7 +27,7 @@ fn exists(program: &str) -> bool {
     found.is_ok_and(|output| output.status.success())
 }
 
-/// The server under callgrind, counting only while it is told to.
+/// The server under callgrind on one core, counting only while it is told to.
 struct Counted {
     server: Server,
     folder: super::harness::Folder,
@@ -32,8 +38,8 @@ impl Counted {
     fn start(processes: usize) -> Self {
         let folder = super::harness::Folder::new("callgrind");
         let out = format!("--callgrind-out-file={}", folder.join("out").display());
-        let valgrind = ["valgrind", "-q", "--tool=callgrind", "--instr-atstart=no", "--compress-strings=no", &out];
-        let server = Server::start(&valgrind, DEVICES, processes);
+        let valgrind = ["taskset", "-c", CORES.0, "valgrind", "-q", "--tool=callgrind", "--instr-atstart=no", "--compress-strings=no", &out];
+        let server = Server::start(&valgrind, devices(), processes);
         let counted = Self { server, folder, dumps: 0 };
         counted.control(&["-i", "on"]);
         counted
@@ -74,21 +80,31 @@ impl Counted {
 
 /// User instructions of a 304 and of a report that changes nothing.
 pub fn hot_path(table: &mut Table) {
-    if !exists("valgrind") {
-        return table.note("user instructions per 304", "not measured: valgrind is missing");
+    if !exists("valgrind") || !exists("taskset") {
+        return table.note("user instructions per 304", "not measured: valgrind or taskset is missing");
     }
     let mut first = None;
     for processes in [1, 5, 20] {
         let mut counted = Counted::start(processes);
         let address = counted.server.address;
-        let (etag, hash) = load::look(address, 4_242);
+        let (etag, hash) = load::look(address, DEVICE);
         let mut wire = Wire::open(address);
-        let request = load::desired_request(4_242, &etag);
+        let request = load::desired_request(DEVICE, &etag);
         let each = counted.each(&format!("304-{processes}"), || assert!(wire.ask(&request).starts_with("HTTP/1.1 304")));
-        let what = format!("user instructions per 304, {} devices with {processes} process(es) each", commas(DEVICES as f64));
+        let what = format!("user instructions per 304, {} devices with {processes} process(es) each", commas(devices() as f64));
         let Some(base) = first else {
             first = Some(each);
             table.gate(what, commas(each), "≤ 9,000", each <= 9_000.0);
+            let pair = ["1", "2"].map(|revision| {
+                let text = String::from_utf8(request.clone()).expect("text");
+                text.replace("Min-Revision: 2", &format!("Min-Revision: {revision}")).into_bytes()
+            });
+            let mut at = 0;
+            let read = counted.each("304-read", || {
+                at = 1 - at;
+                assert!(wire.ask(&pair[at]).starts_with("HTTP/1.1 304"));
+            });
+            table.gate("the same when every request differs from the one before in a header (read as HTTP each time)", commas(read), "≤ 9,000", read <= 9_000.0);
             let others: Vec<Vec<u8>> = (0..64).map(|number| load::desired_request(number, &load::look(address, number).0)).collect();
             let mut at = 0;
             let fresh = counted.each("304-other-device", || {
@@ -100,7 +116,7 @@ pub fn hot_path(table: &mut Table) {
             let mut wire = Wire::open(address);
             let report = counted.each("report", || {
                 sequence += 1;
-                assert!(wire.ask(&load::report_request(4_242, &hash, sequence)).starts_with("HTTP/1.1 200"));
+                assert!(wire.ask(&load::report_request(DEVICE, &hash, sequence)).starts_with("HTTP/1.1 200"));
             });
             table.note("user instructions per report with one observation that changes nothing", commas(report));
             continue;
@@ -123,11 +139,10 @@ pub fn nginx(table: &mut Table) {
     if !exists("nginx") || !exists("wrk") || !exists("taskset") {
         return table.note("304s a second and core beside nginx", "not measured: nginx, wrk or taskset is missing");
     }
-    let server = Server::start(&["taskset", "-c", CORES.0], DEVICES, 1);
+    let server = Server::start(&["taskset", "-c", CORES.0], devices(), 1);
     let nginx = Nginx::start(CORES.0).expect("nginx");
-    let number = 4_242;
-    let (etag, _) = load::look(server.address, number);
-    let request = String::from_utf8(load::desired_request(number, &etag)).expect("text");
+    let (etag, _) = load::look(server.address, DEVICE);
+    let request = String::from_utf8(load::desired_request(DEVICE, &etag)).expect("text");
     let headers: Vec<String> = request.lines().skip(1).filter(|line| !line.is_empty() && !line.starts_with("Host")).map(ToOwned::to_owned).collect();
     let path = request.split_whitespace().nth(1).expect("a path").to_owned();
     for connections in [64, 1_000] {
@@ -153,7 +168,7 @@ pub fn nginx(table: &mut Table) {
 
 /// Reports a second beside 304s.
 pub fn report(table: &mut Table) {
-    let server = Server::start(&["taskset", "-c", CORES.0], DEVICES, 1);
+    let server = Server::start(&["taskset", "-c", CORES.0], devices(), 1);
     let (_, hash) = load::look(server.address, 0);
     let _ = Command::new("taskset").args(["-a", "-p", "-c", CORES.1, &std::process::id().to_string()]).output();
     let (mut polls, mut reports, mut ratios, mut busy) = (Vec::new(), Vec::new(), Vec::new(), 1.0_f64);
@@ -173,6 +188,6 @@ pub fn report(table: &mut Table) {
         "≥ 0.85 ×",
         ratio >= 0.85,
     );
-    let bytes = server.index_bytes as f64 / DEVICES as f64;
-    table.note(format!("memory of the index for each device with one process, {} devices, no cluster", commas(DEVICES as f64)), format!("{} B", commas(bytes)));
+    let bytes = server.index_bytes as f64 / devices() as f64;
+    table.note(format!("memory of the index for each device with one process, {} devices, no cluster", commas(devices() as f64)), format!("{} B", commas(bytes)));
 }

@@ -98,7 +98,12 @@ impl Audit {
 
     /// `verb resource/subresource namespace/name code`, a line each, for messages.
     pub fn describe(&self) -> String {
-        let line = |e: &AuditEntry| format!("{} {} {}/{} {}/{} {} by {}", e.at, e.verb, e.resource, e.subresource, e.namespace, e.name, e.code, e.user);
+        let line = |e: &AuditEntry| {
+            format!(
+                "{} {} {}/{} {}/{} {} by {}",
+                e.at, e.verb, e.resource, e.subresource, e.namespace, e.name, e.code, e.user
+            )
+        };
         self.0.iter().map(line).collect::<Vec<_>>().join("\n")
     }
 }
@@ -114,7 +119,11 @@ fn entry(line: &Value) -> Option<AuditEntry> {
         subresource: text("/objectRef/subresource"),
         namespace: text("/objectRef/namespace"),
         name: text("/objectRef/name"),
-        code: line.pointer("/responseStatus/code").and_then(Value::as_u64).and_then(|c| u16::try_from(c).ok()).unwrap_or(0),
+        code: line
+            .pointer("/responseStatus/code")
+            .and_then(Value::as_u64)
+            .and_then(|c| u16::try_from(c).ok())
+            .unwrap_or(0),
         user_agent: text("/userAgent"),
         uri: text("/requestURI"),
         at: text("/stageTimestamp"),

@@ -81,7 +81,10 @@ impl Cluster {
         let name = unique(prefix);
         let mut namespace = Namespace::default();
         namespace.meta_mut().name = Some(name.clone());
-        Api::<Namespace>::all(self.client.clone()).create(&PostParams::default(), &namespace).await.expect("a new namespace");
+        Api::<Namespace>::all(self.client.clone())
+            .create(&PostParams::default(), &namespace)
+            .await
+            .expect("a new namespace");
         name
     }
 
@@ -102,13 +105,19 @@ impl Cluster {
 
     /// Creates all of them, at most `concurrency` at a time, and panics at the first refusal.
     pub async fn create_all(&self, manifests: impl IntoIterator<Item = Value>, concurrency: usize) -> usize {
-        let created = stream::iter(manifests).map(|manifest| async move { self.create(&manifest).await }).buffer_unordered(concurrency);
+        let created = stream::iter(manifests)
+            .map(|manifest| async move { self.create(&manifest).await })
+            .buffer_unordered(concurrency);
         created.count().await
     }
 
     /// The object, or `None` when there is none.
     pub async fn get(&self, kind: Kind, namespace: &str, name: &str) -> Option<Value> {
-        self.api(kind, namespace).get_opt(name).await.unwrap_or_else(|e| panic!("get {kind:?} {namespace}/{name}: {e}")).map(plain)
+        self.api(kind, namespace)
+            .get_opt(name)
+            .await
+            .unwrap_or_else(|e| panic!("get {kind:?} {namespace}/{name}: {e}"))
+            .map(plain)
     }
 
     /// All objects of one kind in one namespace, by name.
@@ -119,7 +128,12 @@ impl Cluster {
     /// The same with a label selector.
     pub async fn list_labelled(&self, kind: Kind, namespace: &str, selector: &str) -> Vec<Value> {
         let listed = self.api(kind, namespace).list(&ListParams::default().labels(selector)).await;
-        let mut items: Vec<Value> = listed.unwrap_or_else(|e| panic!("list {kind:?} in {namespace}: {e}")).items.into_iter().map(plain).collect();
+        let mut items: Vec<Value> = listed
+            .unwrap_or_else(|e| panic!("list {kind:?} in {namespace}: {e}"))
+            .items
+            .into_iter()
+            .map(plain)
+            .collect();
         items.sort_by(|a, b| a["metadata"]["name"].as_str().cmp(&b["metadata"]["name"].as_str()));
         items
     }
@@ -151,7 +165,13 @@ impl Cluster {
     /// Waits until the object exists and the condition holds, and returns it; panics with the object as seen last.
     #[track_caller]
     pub fn wait_object(
-        &self, kind: Kind, namespace: &str, name: &str, deadline: Duration, what: &str, holds: impl Fn(&Value) -> bool,
+        &self,
+        kind: Kind,
+        namespace: &str,
+        name: &str,
+        deadline: Duration,
+        what: &str,
+        holds: impl Fn(&Value) -> bool,
     ) -> impl Future<Output = Value> {
         let what = format!("{kind:?} {namespace}/{name}: {what}");
         let (cluster, namespace, name) = (self.clone(), namespace.to_owned(), name.to_owned());

@@ -106,16 +106,17 @@ impl ControlPlane {
         let (etcd_url, peer_url) = (format!("http://127.0.0.1:{etcd_port}"), format!("http://127.0.0.1:{peer_port}"));
         let flag = |name: &str, value: &Path| format!("--{name}={}", value.display());
 
-        let etcd = Launch::new(assets.join("etcd")).env("HOME", &home).arg(flag("data-dir", &folder.join("etcd"))).args([
-            format!("--listen-client-urls={etcd_url}"),
-            format!("--advertise-client-urls={etcd_url}"),
-            format!("--listen-peer-urls={peer_url}"),
-            format!("--initial-advertise-peer-urls={peer_url}"),
-            format!("--initial-cluster=default={peer_url}"),
-            // A kill -9 loses nothing (the page cache stays), and the tests do not wait for the disk.
-            "--unsafe-no-fsync".into(),
-            "--log-level=warn".into(),
-        ]);
+        let etcd =
+            Launch::new(assets.join("etcd")).env("HOME", &home).arg(flag("data-dir", &folder.join("etcd"))).args([
+                format!("--listen-client-urls={etcd_url}"),
+                format!("--advertise-client-urls={etcd_url}"),
+                format!("--listen-peer-urls={peer_url}"),
+                format!("--initial-advertise-peer-urls={peer_url}"),
+                format!("--initial-cluster=default={peer_url}"),
+                // A kill -9 loses nothing (the page cache stays), and the tests do not wait for the disk.
+                "--unsafe-no-fsync".into(),
+                "--log-level=warn".into(),
+            ]);
         let apiserver = Launch::new(assets.join("kube-apiserver")).env("HOME", &home).args([
             format!("--etcd-servers={etcd_url}"),
             "--bind-address=127.0.0.1".into(),
@@ -142,7 +143,8 @@ impl ControlPlane {
         };
         let etcd = server("etcd", etcd, etcd_port);
         let apiserver = server("kube-apiserver", apiserver, port);
-        let admin = folder.write("admin.kubeconfig", kubeconfig(port, &certificates.join("apiserver.crt"), "admin", &token));
+        let admin =
+            folder.write("admin.kubeconfig", kubeconfig(port, &certificates.join("apiserver.crt"), "admin", &token));
         Self { apiserver, etcd, assets, admin, manager: OnceCell::new(), crds: OnceCell::new(), folder }
     }
 
@@ -170,7 +172,9 @@ impl ControlPlane {
 
     async fn look(&self) -> Result<(), String> {
         let client = client_of(&self.admin).await?;
-        for path in ["/readyz", "/api/v1/namespaces/default", "/apis/rbac.authorization.k8s.io/v1/clusterroles/cluster-admin"] {
+        for path in
+            ["/readyz", "/api/v1/namespaces/default", "/apis/rbac.authorization.k8s.io/v1/clusterroles/cluster-admin"]
+        {
             let request = http::Request::get(path).body(Vec::new()).expect("a request");
             client.request_text(request).await.map_err(|e| format!("{path}: {e}"))?;
         }
@@ -205,7 +209,8 @@ impl ControlPlane {
     /// A copy of a kubeconfig that reaches the apiserver through another loopback port.
     pub fn kubeconfig_via(&self, kubeconfig: &Path, port: u16) -> PathBuf {
         let text = std::fs::read_to_string(kubeconfig).expect("a kubeconfig");
-        self.folder.write(&format!("via-{port}.kubeconfig"), text.replace(&self.url(), &format!("https://127.0.0.1:{port}")))
+        self.folder
+            .write(&format!("via-{port}.kubeconfig"), text.replace(&self.url(), &format!("https://127.0.0.1:{port}")))
     }
 
     /// A client as admin, on the current runtime.
@@ -243,7 +248,9 @@ impl ControlPlane {
                 let client = self.client().await;
                 for plural in crds {
                     wait_for(Duration::from_secs(30), plural, async || {
-                        let request = http::Request::get(format!("/apis/azure.com/v1alpha1/{plural}?limit=1")).body(Vec::new()).expect("a request");
+                        let request = http::Request::get(format!("/apis/azure.com/v1alpha1/{plural}?limit=1"))
+                            .body(Vec::new())
+                            .expect("a request");
                         client.request_text(request).await
                     })
                     .await;
@@ -257,11 +264,19 @@ impl ControlPlane {
     pub async fn service_account_kubeconfig(&self) -> &Path {
         let made = self.manager.get_or_init(|| async {
             let kubectl = self.kubectl();
-            kubectl.apply("{\"apiVersion\": \"v1\", \"kind\": \"Namespace\", \"metadata\": {\"name\": \"praetor-system\"}}").await;
+            kubectl
+                .apply(
+                    "{\"apiVersion\": \"v1\", \"kind\": \"Namespace\", \"metadata\": {\"name\": \"praetor-system\"}}",
+                )
+                .await;
             kubectl.apply_kustomization(&repository().join("config/rbac")).await;
-            let token = kubectl.run(&["-n", "praetor-system", "create", "token", "praetor-manager", "--duration=8h"]).await;
+            let token =
+                kubectl.run(&["-n", "praetor-system", "create", "token", "praetor-manager", "--duration=8h"]).await;
             let certificate = self.folder.join("certificates/apiserver.crt");
-            self.folder.write("manager.kubeconfig", kubeconfig(self.apiserver.port, &certificate, "praetor-manager", token.trim()))
+            self.folder.write(
+                "manager.kubeconfig",
+                kubeconfig(self.apiserver.port, &certificate, "praetor-manager", token.trim()),
+            )
         });
         made.await
     }
@@ -343,7 +358,8 @@ impl ControlPlane {
 /// A client of one kubeconfig, on the current runtime. Its own retries are off: a test sees every answer.
 pub async fn client_of(path: &Path) -> Result<Client, String> {
     let kubeconfig = Kubeconfig::read_from(path).map_err(|e| e.to_string())?;
-    let mut config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.map_err(|e| e.to_string())?;
+    let mut config =
+        Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.map_err(|e| e.to_string())?;
     config.default_retry = false;
     Client::try_from(config).map_err(|e| e.to_string())
 }

@@ -80,7 +80,13 @@ impl Connection {
     ///
     /// # Errors
     /// When the connection ends before the answer does, or after 75 s.
-    pub async fn send(&mut self, method: Method, target: &str, headers: &[(&str, &str)], body: impl Into<Bytes>) -> Result<Answer, String> {
+    pub async fn send(
+        &mut self,
+        method: Method,
+        target: &str,
+        headers: &[(&str, &str)],
+        body: impl Into<Bytes>,
+    ) -> Result<Answer, String> {
         let mut request = Request::builder().method(method).uri(target).header("host", &self.host);
         for (name, value) in headers {
             request = request.header(*name, *value);
@@ -92,7 +98,9 @@ impl Connection {
             let body = body.collect().await.map_err(|e| e.to_string())?.to_bytes();
             Ok(Answer { status: parts.status.as_u16(), headers: parts.headers, body })
         };
-        tokio::time::timeout(ANSWER, exchange).await.unwrap_or_else(|_| Err(format!("no answer in {} s", ANSWER.as_secs())))
+        tokio::time::timeout(ANSWER, exchange)
+            .await
+            .unwrap_or_else(|_| Err(format!("no answer in {} s", ANSWER.as_secs())))
     }
 }
 
@@ -100,7 +108,13 @@ impl Connection {
 ///
 /// # Errors
 /// When nobody listens or the connection ends before the answer does.
-pub async fn request(address: SocketAddr, method: Method, target: &str, headers: &[(&str, &str)], body: impl Into<Bytes>) -> Result<Answer, String> {
+pub async fn request(
+    address: SocketAddr,
+    method: Method,
+    target: &str,
+    headers: &[(&str, &str)],
+    body: impl Into<Bytes>,
+) -> Result<Answer, String> {
     Connection::open(address).await?.send(method, target, headers, body).await
 }
 
@@ -129,7 +143,13 @@ impl Device {
     }
 
     /// Any request with the token.
-    pub async fn try_send(&self, method: Method, target: &str, headers: &[(&str, &str)], body: impl Into<Bytes>) -> Result<Answer, String> {
+    pub async fn try_send(
+        &self,
+        method: Method,
+        target: &str,
+        headers: &[(&str, &str)],
+        body: impl Into<Bytes>,
+    ) -> Result<Answer, String> {
         let mut headers = headers.to_vec();
         if !self.token.is_empty() {
             headers.push(("x-device-token", &self.token));

@@ -29,8 +29,11 @@ pub struct Kubectl {
 impl Kubectl {
     /// Runs it and returns what it said, whatever the exit code.
     pub async fn output(&self, args: &[&str], stdin: Option<&str>) -> Output {
-        let (kubectl, args, stdin) = (self.clone(), args.iter().map(ToString::to_string).collect::<Vec<_>>(), stdin.map(str::to_owned));
-        tokio::task::spawn_blocking(move || kubectl.run_blocking(&args, stdin.as_deref())).await.expect("kubectl's thread")
+        let (kubectl, args, stdin) =
+            (self.clone(), args.iter().map(ToString::to_string).collect::<Vec<_>>(), stdin.map(str::to_owned));
+        tokio::task::spawn_blocking(move || kubectl.run_blocking(&args, stdin.as_deref()))
+            .await
+            .expect("kubectl's thread")
     }
 
     /// Runs it and returns its standard output; panics with its standard error when it fails.
@@ -65,7 +68,11 @@ impl Kubectl {
     fn run_blocking(&self, args: &[String], stdin: Option<&str>) -> Output {
         let mut command = Command::new(&self.program);
         command.args(args).env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
-        command.env("KUBECONFIG", &self.kubeconfig).env("HOME", &self.home).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+            .env("KUBECONFIG", &self.kubeconfig)
+            .env("HOME", &self.home)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
         command.stdin(if stdin.is_some() { Stdio::piped() } else { Stdio::null() });
         let mut child = command.spawn().unwrap_or_else(|e| panic!("cannot start {}: {e}", self.program.display()));
         if let (Some(text), Some(mut pipe)) = (stdin, child.stdin.take()) {

@@ -79,7 +79,13 @@ impl Folder {
     pub fn write(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
         use std::os::unix::fs::OpenOptionsExt as _;
         let path = self.path.join(name);
-        let mut file = fs::OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&path).expect("a file in the test's folder");
+        let mut file = fs::OpenOptions::new()
+            .create(true)
+            .truncate(true)
+            .write(true)
+            .mode(0o600)
+            .open(&path)
+            .expect("a file in the test's folder");
         file.write_all(content.as_ref()).expect("written");
         path
     }
@@ -153,7 +159,11 @@ impl Launch {
     fn command(&self) -> Command {
         static SETPRIV: OnceLock<bool> = OnceLock::new();
         let available = *SETPRIV.get_or_init(|| {
-            let trial = Command::new("setpriv").args(["--pdeathsig", "KILL", "true"]).stdout(Stdio::null()).stderr(Stdio::null()).status();
+            let trial = Command::new("setpriv")
+                .args(["--pdeathsig", "KILL", "true"])
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .status();
             trial.is_ok_and(|s| s.success())
         });
         let mut command = if available {
@@ -181,11 +191,16 @@ pub struct Process {
 impl Process {
     /// Starts it in a process group of its own, so that Ctrl-C reaches only the test. Output is appended to `log`.
     pub fn spawn(name: &str, launch: &Launch, log: &Path) -> Self {
-        let output = File::options().create(true).append(true).open(log).unwrap_or_else(|e| panic!("cannot open {}: {e}", log.display()));
+        let output = File::options()
+            .create(true)
+            .append(true)
+            .open(log)
+            .unwrap_or_else(|e| panic!("cannot open {}: {e}", log.display()));
         let errors = output.try_clone().expect("a second handle");
         let mut command = launch.command();
         command.stdin(Stdio::null()).stdout(output).stderr(errors).process_group(0);
-        let child = spawn_from_lasting_thread(command).unwrap_or_else(|e| panic!("cannot start {name} ({}): {e}", launch.program.display()));
+        let child = spawn_from_lasting_thread(command)
+            .unwrap_or_else(|e| panic!("cannot start {name} ({}): {e}", launch.program.display()));
         Self { name: name.into(), child, log: log.into(), exit: None }
     }
 
@@ -235,7 +250,12 @@ impl Process {
         let what = format!("{} to end", self.name);
         let begun = Instant::now();
         while self.exited().is_none() {
-            assert!(begun.elapsed() < deadline, "waited {:.1} s for {what}; {}", deadline.as_secs_f64(), self.log_tail());
+            assert!(
+                begun.elapsed() < deadline,
+                "waited {:.1} s for {what}; {}",
+                deadline.as_secs_f64(),
+                self.log_tail()
+            );
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         self.exit.expect("just seen")
@@ -244,17 +264,36 @@ impl Process {
     /// Resident memory in bytes.
     pub fn rss(&self) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap_or_default();
-        let kib = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).and_then(|v| v.split_whitespace().next()).and_then(|v| v.parse::<u64>().ok());
+        let kib = status
+            .lines()
+            .find_map(|l| l.strip_prefix("VmRSS:"))
+            .and_then(|v| v.split_whitespace().next())
+            .and_then(|v| v.parse::<u64>().ok());
         kib.unwrap_or(0) * 1024
     }
 
     /// Its established TCP connections as `(local, remote)`, for "this agent talks to nobody else".
     pub fn connections(&self) -> Vec<(SocketAddr, SocketAddr)> {
         let mine: HashSet<String> = fs::read_dir(format!("/proc/{}/fd", self.pid()))
-            .map(|fds| fds.flatten().filter_map(|fd| fs::read_link(fd.path()).ok()?.to_str()?.strip_prefix("socket:[")?.strip_suffix(']').map(str::to_owned)).collect())
+            .map(|fds| {
+                fds.flatten()
+                    .filter_map(|fd| {
+                        fs::read_link(fd.path())
+                            .ok()?
+                            .to_str()?
+                            .strip_prefix("socket:[")?
+                            .strip_suffix(']')
+                            .map(str::to_owned)
+                    })
+                    .collect()
+            })
             .unwrap_or_default();
-        let tables = ["tcp", "tcp6"].map(|table| fs::read_to_string(format!("/proc/{}/net/{table}", self.pid())).unwrap_or_default());
-        let rows = tables.iter().flat_map(|table| table.lines().skip(1)).map(|line| line.split_whitespace().collect::<Vec<_>>());
+        let tables = ["tcp", "tcp6"]
+            .map(|table| fs::read_to_string(format!("/proc/{}/net/{table}", self.pid())).unwrap_or_default());
+        let rows = tables
+            .iter()
+            .flat_map(|table| table.lines().skip(1))
+            .map(|line| line.split_whitespace().collect::<Vec<_>>());
         let established = rows.filter(|row| row.len() > 9 && row[3] == "01" && mine.contains(row[9]));
         established.filter_map(|row| Some((address(row[1])?, address(row[2])?))).collect()
     }
@@ -263,7 +302,8 @@ impl Process {
 /// `0100007F:1F90` is how /proc/net/tcp writes 127.0.0.1:8080: words of 32 bits in the machine's order.
 fn address(text: &str) -> Option<SocketAddr> {
     let (ip, port) = text.split_once(':')?;
-    let bytes: Vec<u8> = hex::decode(ip).ok()?.chunks(4).flat_map(|word| word.iter().rev().copied().collect::<Vec<_>>()).collect();
+    let bytes: Vec<u8> =
+        hex::decode(ip).ok()?.chunks(4).flat_map(|word| word.iter().rev().copied().collect::<Vec<_>>()).collect();
     let ip = match bytes.len() {
         4 => IpAddr::from(<[u8; 4]>::try_from(bytes).ok()?),
         _ => IpAddr::from(<[u8; 16]>::try_from(bytes).ok()?).to_canonical(),

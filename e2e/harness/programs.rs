@@ -26,8 +26,19 @@ pub fn binary(name: &str) -> PathBuf {
         "praetor-agent" => option_env!("CARGO_BIN_EXE_praetor-agent"),
         _ => None,
     };
-    let beside = || std::env::current_exe().ok()?.ancestors().skip(1).take(2).map(|folder| folder.join(name)).find(|path| path.exists());
-    built.map(PathBuf::from).or_else(beside).unwrap_or_else(|| panic!("no binary {name}: build it, or set PRAETOR_BIN_DIR"))
+    let beside = || {
+        std::env::current_exe()
+            .ok()?
+            .ancestors()
+            .skip(1)
+            .take(2)
+            .map(|folder| folder.join(name))
+            .find(|path| path.exists())
+    };
+    built
+        .map(PathBuf::from)
+        .or_else(beside)
+        .unwrap_or_else(|| panic!("no binary {name}: build it, or set PRAETOR_BIN_DIR"))
 }
 
 /// Values of a `/metrics` page by `name{label="value",…}` as it is printed.
@@ -108,9 +119,12 @@ impl ManagerBuilder {
     }
 
     fn launch(&self, folder: &Folder) -> Launch {
-        let mut launch = Launch::new(binary("praetor-manager")).env("HOME", folder.path()).arg("--kubeconfig").arg(&self.kubeconfig);
+        let mut launch =
+            Launch::new(binary("praetor-manager")).env("HOME", folder.path()).arg("--kubeconfig").arg(&self.kubeconfig);
         let (device, admin) = self.ports;
-        launch = launch.args([format!("--addr=127.0.0.1:{device}"), format!("--admin-addr=127.0.0.1:{admin}")]).args(self.args.iter().cloned());
+        launch = launch
+            .args([format!("--addr=127.0.0.1:{device}"), format!("--admin-addr=127.0.0.1:{admin}")])
+            .args(self.args.iter().cloned());
         if let Some(secret) = &self.secret {
             launch = launch.env("APOLLO_GATEWAY_TOKEN_SECRET", secret);
         }
@@ -189,14 +203,20 @@ impl Manager {
                 return;
             }
             let exit = self.process.exited();
-            assert!(exit.is_none() && begun.elapsed() < READY, "praetor-manager is not ready: {answer:?}, exit {exit:?}; {}", self.process.log_tail());
+            assert!(
+                exit.is_none() && begun.elapsed() < READY,
+                "praetor-manager is not ready: {answer:?}, exit {exit:?}; {}",
+                self.process.log_tail()
+            );
             tokio::time::sleep(super::wait::POLL).await;
         }
     }
 
     /// GET on the admin port.
     pub async fn admin(&self, path: &str) -> Answer {
-        request(self.admin_address(), Method::GET, path, &[], "").await.unwrap_or_else(|e| panic!("GET {path} on the admin port: {e}; {}", self.process.log_tail()))
+        request(self.admin_address(), Method::GET, path, &[], "")
+            .await
+            .unwrap_or_else(|e| panic!("GET {path} on the admin port: {e}; {}", self.process.log_tail()))
     }
 
     /// What `/metrics` says now.
@@ -289,7 +309,9 @@ pub struct Agent {
 impl Agent {
     /// An agent for one device; `url` may hold several, comma-separated.
     pub fn builder(device: &str, url: &str) -> AgentBuilder {
-        AgentBuilder { args: Vec::new(), env: BTreeMap::new() }.env("APOLLO_DEVICE_NAME", device).env("APOLLO_GATEWAY_URL", url)
+        AgentBuilder { args: Vec::new(), env: BTreeMap::new() }
+            .env("APOLLO_DEVICE_NAME", device)
+            .env("APOLLO_GATEWAY_URL", url)
     }
 
     /// Its state file.

@@ -97,7 +97,10 @@ impl Recorder {
 
     /// Every version of one object since the start, oldest first; its state at the start is not among them.
     pub fn history(&self, kind: Kind, namespace: &str, name: &str) -> Vec<Seen> {
-        self.all().into_iter().filter(|s| !s.initial && s.kind == kind && s.namespace == namespace && s.name == name).collect()
+        self.all()
+            .into_iter()
+            .filter(|s| !s.initial && s.kind == kind && s.namespace == namespace && s.name == name)
+            .collect()
     }
 
     /// How many times one object was written since the start (its creation and its end count).
@@ -138,25 +141,42 @@ impl Recorder {
     /// Waits for that moment.
     #[track_caller]
     pub fn wait_first(
-        &self, kind: Kind, namespace: &str, name: &str, deadline: Duration, what: &str, holds: impl Fn(&Value) -> bool,
+        &self,
+        kind: Kind,
+        namespace: &str,
+        name: &str,
+        deadline: Duration,
+        what: &str,
+        holds: impl Fn(&Value) -> bool,
     ) -> impl Future<Output = Instant> {
         let (namespace, name) = (namespace.to_owned(), name.to_owned());
         wait_for(deadline, format!("{kind:?} {namespace}/{name}: {what}"), async move || {
-            let last = || self.history(kind, &namespace, &name).pop().map_or_else(|| "no version seen".into(), |s| format!("{:#}", s.object));
+            let last = || {
+                self.history(kind, &namespace, &name)
+                    .pop()
+                    .map_or_else(|| "no version seen".into(), |s| format!("{:#}", s.object))
+            };
             self.first(kind, &namespace, &name, &holds).ok_or_else(last)
         })
     }
 
     /// Waits until there are at least `count` such events (see [`Self::events`]) and returns them.
     #[track_caller]
-    pub fn wait_events(&self, reason: &str, object: &str, count: usize, deadline: Duration) -> impl Future<Output = Vec<EventSeen>> {
+    pub fn wait_events(
+        &self,
+        reason: &str,
+        object: &str,
+        count: usize,
+        deadline: Duration,
+    ) -> impl Future<Output = Vec<EventSeen>> {
         let (reason, object) = (reason.to_owned(), object.to_owned());
         wait_for(deadline, format!("{count} events {reason} about {object}"), async move || {
             let events = self.events(&reason, &object);
             if events.len() >= count {
                 return Ok(events);
             }
-            let all: Vec<String> = self.events("", &object).into_iter().map(|e| format!("{} {}", e.reason, e.note)).collect();
+            let all: Vec<String> =
+                self.events("", &object).into_iter().map(|e| format!("{} {}", e.reason, e.note)).collect();
             Err(format!("{} of them; all about it: {all:?}", events.len()))
         })
     }
@@ -208,7 +228,15 @@ impl History {
             return;
         }
         self.versions.insert(key, version);
-        let seen = Seen { at: Instant::now(), kind, namespace: text("namespace"), name: text("name"), deleted, initial, object };
+        let seen = Seen {
+            at: Instant::now(),
+            kind,
+            namespace: text("namespace"),
+            name: text("name"),
+            deleted,
+            initial,
+            object,
+        };
         self.seen.push(seen);
     }
 }

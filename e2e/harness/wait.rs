@@ -39,7 +39,11 @@ impl<T, E: Display> Outcome for Result<T, E> {
 
 /// Polls until the condition holds and returns its value; panics at the caller's line after `deadline`.
 #[track_caller]
-pub fn wait_for<O: Outcome>(deadline: Duration, what: impl Into<String>, mut poll: impl AsyncFnMut() -> O) -> impl Future<Output = O::Value> {
+pub fn wait_for<O: Outcome>(
+    deadline: Duration,
+    what: impl Into<String>,
+    mut poll: impl AsyncFnMut() -> O,
+) -> impl Future<Output = O::Value> {
     let (caller, what) = (Location::caller(), what.into());
     async move {
         let begun = Instant::now();
@@ -52,7 +56,11 @@ pub fn wait_for<O: Outcome>(deadline: Duration, what: impl Into<String>, mut pol
                 Ok(Err(state)) => last = state,
                 Err(_) => last = format!("{last} (and the last look did not end)"),
             }
-            assert!(begun.elapsed() < deadline, "{caller}: waited {:.1} s for {what}; last state: {last}", deadline.as_secs_f64());
+            assert!(
+                begun.elapsed() < deadline,
+                "{caller}: waited {:.1} s for {what}; last state: {last}",
+                deadline.as_secs_f64()
+            );
             tokio::time::sleep(POLL).await;
         }
     }
@@ -60,7 +68,11 @@ pub fn wait_for<O: Outcome>(deadline: Duration, what: impl Into<String>, mut pol
 
 /// Polls for the whole duration and panics at the caller's line as soon as the condition does not hold.
 #[track_caller]
-pub fn holds_for<O: Outcome>(duration: Duration, what: impl Into<String>, mut poll: impl AsyncFnMut() -> O) -> impl Future<Output = ()> {
+pub fn holds_for<O: Outcome>(
+    duration: Duration,
+    what: impl Into<String>,
+    mut poll: impl AsyncFnMut() -> O,
+) -> impl Future<Output = ()> {
     let (caller, what) = (Location::caller(), what.into());
     async move {
         let begun = Instant::now();
