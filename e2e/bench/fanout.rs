@@ -24,8 +24,10 @@ async fn bare(plane: &ControlPlane, admin: &Cluster, concurrency: usize) -> f64 
     let manifests: Vec<_> = names
         .iter()
         .map(|name| {
-            let mut child = scenario::device_process(&namespace, &format!("agent-{name}"), name, scenario::process_spec("1.0.0"));
-            child["metadata"]["labels"] = serde_json::json!({"app": "agent", scenario::ROLE: "tor", "apollo.azure.com/deviceName": name});
+            let mut child =
+                scenario::device_process(&namespace, &format!("agent-{name}"), name, scenario::process_spec("1.0.0"));
+            child["metadata"]["labels"] =
+                serde_json::json!({"app": "agent", scenario::ROLE: "tor", "apollo.azure.com/deviceName": name});
             child["metadata"]["ownerReferences"] = owner.clone();
             child
         })
@@ -40,9 +42,12 @@ async fn bare(plane: &ControlPlane, admin: &Cluster, concurrency: usize) -> f64 
 /// Seconds from the deployment's acceptance to the last child's, by the apiserver's audit log.
 async fn managed(plane: &ControlPlane, admin: &Cluster, namespace: &str) -> f64 {
     let mark = plane.audit_mark();
-    admin.create(&scenario::deployment(namespace, "agent", &[(scenario::ROLE, "tor")], scenario::process_spec("1.0.0"))).await;
+    admin
+        .create(&scenario::deployment(namespace, "agent", &[(scenario::ROLE, "tor")], scenario::process_spec("1.0.0")))
+        .await;
     wait_for(Duration::from_secs(120), "every child to exist", async || {
-        let created = plane.audit_since(mark).by(MANAGER_USER).verb("create").resource("deviceprocesses").code(201).count();
+        let created =
+            plane.audit_since(mark).by(MANAGER_USER).verb("create").resource("deviceprocesses").code(201).count();
         if created >= CHILDREN { Ok(()) } else { Err(format!("{created} exist")) }
     })
     .await;
@@ -64,7 +69,10 @@ fn micros(text: &str) -> f64 {
 /// Removes a namespace's objects, so that every run meets the same apiserver.
 async fn clean(admin: &Cluster, namespace: &str) {
     for kind in [Kind::Deployment, Kind::Process, Kind::Switch] {
-        let deleted = admin.api(kind, namespace).delete_collection(&kube::api::DeleteParams::default(), &kube::api::ListParams::default()).await;
+        let deleted = admin
+            .api(kind, namespace)
+            .delete_collection(&kube::api::DeleteParams::default(), &kube::api::ListParams::default())
+            .await;
         deleted.unwrap_or_else(|error| panic!("delete all {kind:?} of {namespace}: {error}"));
     }
 }
@@ -88,7 +96,13 @@ pub async fn fanout(table: &mut Table) {
     for pair in 0..PAIRS {
         let floor = bare(&plane, &admin, best.0).await;
         let namespace = admin.namespace("fanout").await;
-        scenario::create_switches(&admin, &namespace, &scenario::fleet(&namespace, CHILDREN), &[(scenario::ROLE, "tor")]).await;
+        scenario::create_switches(
+            &admin,
+            &namespace,
+            &scenario::fleet(&namespace, CHILDREN),
+            &[(scenario::ROLE, "tor")],
+        )
+        .await;
         let running = Manager::builder(&plane).await.start().await;
         settled(&plane, Duration::from_secs(1), Duration::from_secs(60)).await;
         let took = managed(&plane, &admin, &namespace).await;
@@ -122,5 +136,10 @@ pub async fn fanout(table: &mut Table) {
     if writes.count() > 0 {
         eprintln!("{}", writes.describe().lines().take(20).collect::<Vec<_>>().join("\n"));
     }
-    table.gate(format!("writes after a restart with {} children that are right, 60 s", commas(CHILDREN as f64)), writes.count().to_string(), "0 writes", writes.count() == 0);
+    table.gate(
+        format!("writes after a restart with {} children that are right, 60 s", commas(CHILDREN as f64)),
+        writes.count().to_string(),
+        "0 writes",
+        writes.count() == 0,
+    );
 }

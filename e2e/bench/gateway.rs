@@ -38,7 +38,17 @@ impl Counted {
     fn start(processes: usize) -> Self {
         let folder = super::harness::Folder::new("callgrind");
         let out = format!("--callgrind-out-file={}", folder.join("out").display());
-        let valgrind = ["taskset", "-c", CORES.0, "valgrind", "-q", "--tool=callgrind", "--instr-atstart=no", "--compress-strings=no", &out];
+        let valgrind = [
+            "taskset",
+            "-c",
+            CORES.0,
+            "valgrind",
+            "-q",
+            "--tool=callgrind",
+            "--instr-atstart=no",
+            "--compress-strings=no",
+            &out,
+        ];
         let server = Server::start(&valgrind, devices(), processes);
         let counted = Self { server, folder, dumps: 0 };
         counted.control(&["-i", "on"]);
@@ -46,7 +56,11 @@ impl Counted {
     }
 
     fn control(&self, arguments: &[&str]) {
-        let done = Command::new("callgrind_control").args(arguments).arg(self.server.pid().to_string()).output().expect("callgrind_control");
+        let done = Command::new("callgrind_control")
+            .args(arguments)
+            .arg(self.server.pid().to_string())
+            .output()
+            .expect("callgrind_control");
         assert!(done.status.success(), "callgrind_control {arguments:?}: {}", String::from_utf8_lossy(&done.stderr));
     }
 
@@ -58,10 +72,17 @@ impl Counted {
         self.dumps += 1;
         // One file for each dump and thread; an empty one is not written.
         let part = format!("out.{}", self.dumps);
-        let files: Vec<PathBuf> = std::fs::read_dir(self.folder.path()).expect("the folder").flatten().map(|entry| entry.path()).collect();
-        let path = files.into_iter().find(|path| path.file_name().is_some_and(|name| *name == *part)).unwrap_or_else(|| panic!("callgrind wrote no {part}"));
+        let files: Vec<PathBuf> =
+            std::fs::read_dir(self.folder.path()).expect("the folder").flatten().map(|entry| entry.path()).collect();
+        let path = files
+            .into_iter()
+            .find(|path| path.file_name().is_some_and(|name| *name == *part))
+            .unwrap_or_else(|| panic!("callgrind wrote no {part}"));
         let text = std::fs::read_to_string(&path).expect("a profile");
-        let total = text.lines().rev().find_map(|line| line.strip_prefix("totals: ").or_else(|| line.strip_prefix("summary: ")));
+        let total = text
+            .lines()
+            .rev()
+            .find_map(|line| line.strip_prefix("totals: ").or_else(|| line.strip_prefix("summary: ")));
         (total.and_then(|total| total.split_whitespace().next()?.parse().ok()).expect("totals"), path)
     }
 
@@ -90,8 +111,12 @@ pub fn hot_path(table: &mut Table) {
         let (etag, hash) = load::look(address, DEVICE);
         let mut wire = Wire::open(address);
         let request = load::desired_request(DEVICE, &etag);
-        let each = counted.each(&format!("304-{processes}"), || assert!(wire.ask(&request).starts_with("HTTP/1.1 304")));
-        let what = format!("user instructions per 304, {} devices with {processes} process(es) each", commas(devices() as f64));
+        let each =
+            counted.each(&format!("304-{processes}"), || assert!(wire.ask(&request).starts_with("HTTP/1.1 304")));
+        let what = format!(
+            "user instructions per 304, {} devices with {processes} process(es) each",
+            commas(devices() as f64)
+        );
         let Some(base) = first else {
             first = Some(each);
             table.gate(what, commas(each), "≤ 9,000", each <= 9_000.0);
@@ -104,14 +129,23 @@ pub fn hot_path(table: &mut Table) {
                 at = 1 - at;
                 assert!(wire.ask(&pair[at]).starts_with("HTTP/1.1 304"));
             });
-            table.gate("the same when every request differs from the one before in a header (read as HTTP each time)", commas(read), "≤ 9,000", read <= 9_000.0);
-            let others: Vec<Vec<u8>> = (0..64).map(|number| load::desired_request(number, &load::look(address, number).0)).collect();
+            table.gate(
+                "the same when every request differs from the one before in a header (read as HTTP each time)",
+                commas(read),
+                "≤ 9,000",
+                read <= 9_000.0,
+            );
+            let others: Vec<Vec<u8>> =
+                (0..64).map(|number| load::desired_request(number, &load::look(address, number).0)).collect();
             let mut at = 0;
             let fresh = counted.each("304-other-device", || {
                 at = (at + 1) % others.len();
                 assert!(wire.ask(&others[at]).starts_with("HTTP/1.1 304"));
             });
-            table.note("the same when every request of the connection is another device's (token derived anew)", commas(fresh));
+            table.note(
+                "the same when every request of the connection is another device's (token derived anew)",
+                commas(fresh),
+            );
             let mut sequence = 0;
             let mut wire = Wire::open(address);
             let report = counted.each("report", || {
@@ -122,7 +156,12 @@ pub fn hot_path(table: &mut Table) {
             continue;
         };
         let apart = (each / base - 1.0) * 100.0;
-        table.gate(what, format!("{} ({apart:+.1} %)", commas(each)), "± 2 % of that of one process", apart.abs() <= 2.0);
+        table.gate(
+            what,
+            format!("{} ({apart:+.1} %)", commas(each)),
+            "± 2 % of that of one process",
+            apart.abs() <= 2.0,
+        );
     }
 }
 
@@ -143,13 +182,22 @@ pub fn nginx(table: &mut Table) {
     let nginx = Nginx::start(CORES.0).expect("nginx");
     let (etag, _) = load::look(server.address, DEVICE);
     let request = String::from_utf8(load::desired_request(DEVICE, &etag)).expect("text");
-    let headers: Vec<String> = request.lines().skip(1).filter(|line| !line.is_empty() && !line.starts_with("Host")).map(ToOwned::to_owned).collect();
+    let headers: Vec<String> = request
+        .lines()
+        .skip(1)
+        .filter(|line| !line.is_empty() && !line.starts_with("Host"))
+        .map(ToOwned::to_owned)
+        .collect();
     let path = request.split_whitespace().nth(1).expect("a path").to_owned();
     for connections in [64, 1_000] {
         let (mut ours, mut theirs, mut ratios, mut busy) = (Vec::new(), Vec::new(), Vec::new(), (1.0_f64, 1.0_f64));
         for _ in 0..3 {
-            let a = measured(server.pid(), || load::wrk(CORES.1, &format!("http://{}{path}", server.address), &headers, connections, seconds()));
-            let b = measured(nginx.worker(), || load::wrk(CORES.1, &format!("http://127.0.0.1:{}{path}", nginx.port), &headers, connections, seconds()));
+            let a = measured(server.pid(), || {
+                load::wrk(CORES.1, &format!("http://{}{path}", server.address), &headers, connections, seconds())
+            });
+            let b = measured(nginx.worker(), || {
+                load::wrk(CORES.1, &format!("http://127.0.0.1:{}{path}", nginx.port), &headers, connections, seconds())
+            });
             let ((a, used), (b, theirs_used)) = a.zip(b).expect("wrk's result");
             ours.push(a);
             theirs.push(b);
@@ -158,8 +206,16 @@ pub fn nginx(table: &mut Table) {
         }
         let ratio = median(ratios);
         table.gate(
-            format!("304s a second on one core, {connections} connections, beside nginx (`return 304`), median of 3 pairs"),
-            format!("{} : {} = {ratio:.2} × (cores used {:.0} % : {:.0} %)", commas(median(ours)), commas(median(theirs)), busy.0 * 100.0, busy.1 * 100.0),
+            format!(
+                "304s a second on one core, {connections} connections, beside nginx (`return 304`), median of 3 pairs"
+            ),
+            format!(
+                "{} : {} = {ratio:.2} × (cores used {:.0} % : {:.0} %)",
+                commas(median(ours)),
+                commas(median(theirs)),
+                busy.0 * 100.0,
+                busy.1 * 100.0
+            ),
             "≥ 0.95 ×",
             ratio >= 0.95,
         );
@@ -173,8 +229,11 @@ pub fn report(table: &mut Table) {
     let _ = Command::new("taskset").args(["-a", "-p", "-c", CORES.1, &std::process::id().to_string()]).output();
     let (mut polls, mut reports, mut ratios, mut busy) = (Vec::new(), Vec::new(), Vec::new(), 1.0_f64);
     for _ in 0..3 {
-        let (a, _) = measured(server.pid(), || Some(load::press(server.address, Press::Report, 64, seconds(), &hash))).expect("a figure");
-        let (b, used) = measured(server.pid(), || Some(load::press(server.address, Press::Desired, 64, seconds(), &hash))).expect("a figure");
+        let (a, _) = measured(server.pid(), || Some(load::press(server.address, Press::Report, 64, seconds(), &hash)))
+            .expect("a figure");
+        let (b, used) =
+            measured(server.pid(), || Some(load::press(server.address, Press::Desired, 64, seconds(), &hash)))
+                .expect("a figure");
         busy = busy.min(used);
         reports.push(a);
         polls.push(b);
@@ -189,5 +248,11 @@ pub fn report(table: &mut Table) {
         ratio >= 0.85,
     );
     let bytes = server.index_bytes as f64 / devices() as f64;
-    table.note(format!("memory of the index for each device with one process, {} devices, no cluster", commas(devices() as f64)), format!("{} B", commas(bytes)));
+    table.note(
+        format!(
+            "memory of the index for each device with one process, {} devices, no cluster",
+            commas(devices() as f64)
+        ),
+        format!("{} B", commas(bytes)),
+    );
 }

@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use super::harness::programs::SECRET;
-use super::harness::{ControlPlane, Folder, Kind, Launch, MANAGER_USER, Manager, Process, condition_status, scenario, wait_for};
+use super::harness::{
+    ControlPlane, Folder, Kind, Launch, MANAGER_USER, Manager, Process, condition_status, scenario, wait_for,
+};
 use super::table::Table;
 
 /// A fleet of simulated devices; the caller keeps the folder.
@@ -44,7 +46,9 @@ pub async fn heartbeats(table: &mut Table) {
     let names = scenario::fleet(&namespace, AGENTS);
     scenario::create_switches(&cluster, &namespace, &names, &[(scenario::ROLE, "tor")]).await;
     let manager = Manager::builder(&plane).await.start().await;
-    cluster.create(&scenario::deployment(&namespace, "agent", &[(scenario::ROLE, "tor")], scenario::process_spec("1.0.0"))).await;
+    cluster
+        .create(&scenario::deployment(&namespace, "agent", &[(scenario::ROLE, "tor")], scenario::process_spec("1.0.0")))
+        .await;
     let folder = Folder::new("fleet");
     let mut agents = fleet(&manager, &folder, &names, &["--ramp-per-second=200"]);
     wait_for(Duration::from_secs(180), "every process to be ready", async || {
@@ -67,7 +71,11 @@ pub async fn heartbeats(table: &mut Table) {
     let watches = asked.clone().verb("watch").count();
     table.gate(
         format!("writes to the apiserver in {minutes} minutes of heartbeats of {AGENTS} agents ({heard} reports)"),
-        format!("{} writes, {events} events ({watches} watches renewed, {} other reads)", writes.count(), asked.count() - watches - writes.count()),
+        format!(
+            "{} writes, {events} events ({watches} watches renewed, {} other reads)",
+            writes.count(),
+            asked.count() - watches - writes.count()
+        ),
         "0 writes, 0 events",
         writes.count() == 0 && events == 0 && heard > 0.0,
     );
@@ -92,34 +100,49 @@ pub async fn transition(table: &mut Table) {
     let mut report = |changes: serde_json::Value| {
         sequence += 1;
         let mut body = scenario::report_running(sequence, "boot", &namespace, "agent", &hash);
-        body["observations"][0].as_object_mut().expect("an object").extend(changes.as_object().expect("changes").clone());
+        body["observations"][0]
+            .as_object_mut()
+            .expect("an object")
+            .extend(changes.as_object().expect("changes").clone());
         body
     };
     device.report(&report(json!({}))).await.expect(200);
-    cluster.wait_object(Kind::Process, &namespace, "agent", Duration::from_secs(10), "to be healthy", |object| condition_status(object, "Healthy") == "True").await;
+    cluster
+        .wait_object(Kind::Process, &namespace, "agent", Duration::from_secs(10), "to be healthy", |object| {
+            condition_status(object, "Healthy") == "True"
+        })
+        .await;
     let (mut transitions, mut worst) = (0_usize, String::new());
     let (mut fewest, mut most) = (usize::MAX, 0);
     for round in 0..10 {
         for (what, changes) in [
             ("unhealthy", json!({"healthy": false})),
             ("healthy", json!({"healthy": true})),
-            ("ended", json!({"processStarted": false, "healthy": null, "exitCode": 1, "errorMessage": "exit 1", "pid": null})),
+            (
+                "ended",
+                json!({"processStarted": false, "healthy": null, "exitCode": 1, "errorMessage": "exit 1", "pid": null}),
+            ),
             ("restarted", json!({"pid": 5000 + round, "restartCount": round + 1})),
         ] {
             let mark = plane.audit_mark();
             let body = report(changes);
             device.report(&body).await.expect(200);
             // The same again, as every agent does: nothing more to write.
-            device.report(&{
-                let mut again = body.clone();
-                again["sequence"] = (body["sequence"].as_u64().expect("a number")).into();
-                again
+            device
+                .report(&{
+                    let mut again = body.clone();
+                    again["sequence"] = (body["sequence"].as_u64().expect("a number")).into();
+                    again
+                })
+                .await
+                .expect(200);
+            wait_for(Duration::from_secs(5), "the write in the audit log", async || {
+                plane.audit_since(mark).by(MANAGER_USER).resource("deviceprocesses/status").count() > 0
             })
-            .await
-            .expect(200);
-            wait_for(Duration::from_secs(5), "the write in the audit log", async || plane.audit_since(mark).by(MANAGER_USER).resource("deviceprocesses/status").count() > 0).await;
+            .await;
             tokio::time::sleep(Duration::from_millis(100)).await;
-            let writes = plane.audit_since(mark).by(MANAGER_USER).filter(|entry| entry.is_write() && entry.resource != "events");
+            let writes =
+                plane.audit_since(mark).by(MANAGER_USER).filter(|entry| entry.is_write() && entry.resource != "events");
             transitions += 1;
             if writes.count() != 1 {
                 worst = format!(" ({what}: {})", writes.describe().replace('\n', "; "));
@@ -129,7 +152,9 @@ pub async fn transition(table: &mut Table) {
         }
     }
     table.gate(
-        format!("writes for each transition of a process ({transitions} transitions: unhealthy, healthy, ended, restarted)"),
+        format!(
+            "writes for each transition of a process ({transitions} transitions: unhealthy, healthy, ended, restarted)"
+        ),
         if fewest == most { format!("{most}") } else { format!("{fewest} to {most}{worst}") },
         "exactly 1",
         fewest == 1 && most == 1,

@@ -23,7 +23,8 @@ pub async fn latency(table: &mut Table) {
     let namespace = cluster.namespace("latency").await;
     let name = format!("tor-{namespace}");
     cluster.create(&scenario::switch(&namespace, &name, &[])).await;
-    let process = cluster.create(&scenario::device_process(&namespace, "agent", &name, scenario::process_spec("0"))).await;
+    let process =
+        cluster.create(&scenario::device_process(&namespace, "agent", &name, scenario::process_spec("0"))).await;
     let version = process["metadata"]["resourceVersion"].as_str().expect("a version").to_owned();
     let manager = Manager::builder(&plane).await.start().await;
 
@@ -48,7 +49,10 @@ pub async fn latency(table: &mut Table) {
         let mut etag = String::from("\"none\"");
         loop {
             let headers = [("x-device-token", device.token.as_str()), ("if-none-match", etag.as_str())];
-            let answer = connection.send(Method::GET, &device.path("desired?waitSeconds=30"), &headers, "").await.expect("an answer");
+            let answer = connection
+                .send(Method::GET, &device.path("desired?waitSeconds=30"), &headers, "")
+                .await
+                .expect("an answer");
             let at = Instant::now();
             if answer.status == 200 {
                 let _ = got.send((answer.json()["items"][0]["generation"].as_i64().unwrap_or(0), at));
@@ -81,7 +85,9 @@ pub async fn latency(table: &mut Table) {
     }
     watch.abort();
     poll.abort();
-    let milliseconds = |at: &HashMap<i64, Instant>| -> Vec<f64> { edits.iter().map(|(generation, sent)| at[generation].duration_since(*sent).as_secs_f64() * 1e3).collect() };
+    let milliseconds = |at: &HashMap<i64, Instant>| -> Vec<f64> {
+        edits.iter().map(|(generation, sent)| at[generation].duration_since(*sent).as_secs_f64() * 1e3).collect()
+    };
     let (bare, ours) = (milliseconds(&by_watch), milliseconds(&by_poll));
     for (what, share, most) in [("p50", 0.5, 5.0), ("p99", 0.99, 20.0)] {
         let (bare, ours) = (quantile(&bare, share), quantile(&ours, share));

@@ -42,7 +42,8 @@ impl Server {
         let mut process = Running(child.unwrap_or_else(|error| panic!("cannot start {}: {error}", command[0])));
         let mut line = String::new();
         BufReader::new(process.0.stdout.take().expect("piped")).read_line(&mut line).expect("a line");
-        let (address, bytes) = line.trim().split_once(' ').unwrap_or_else(|| panic!("{} ended before it listened", command.join(" ")));
+        let (address, bytes) =
+            line.trim().split_once(' ').unwrap_or_else(|| panic!("{} ended before it listened", command.join(" ")));
         Self { process, address: address.parse().expect("an address"), index_bytes: bytes.parse().expect("a number") }
     }
 
@@ -74,7 +75,14 @@ impl Nginx {
         );
         // As root, nginx gives its worker to somebody who cannot read the folder: it needs none of it.
         let path = folder.write("nginx.conf", config);
-        let child = Command::new("taskset").args(["-c", core, "nginx", "-p"]).arg(folder.path()).arg("-c").arg(path).stderr(Stdio::null()).spawn().ok()?;
+        let child = Command::new("taskset")
+            .args(["-c", core, "nginx", "-p"])
+            .arg(folder.path())
+            .arg("-c")
+            .arg(path)
+            .stderr(Stdio::null())
+            .spawn()
+            .ok()?;
         let nginx = Self { _process: Running(child), folder, port };
         let begun = Instant::now();
         while TcpStream::connect(("127.0.0.1", port)).is_err() {
@@ -107,7 +115,9 @@ pub fn cpu_time(pid: u32) -> Duration {
 fn head(method: &str, number: usize, route: &str) -> String {
     let name = device(number);
     let token = token::derive(SECRET.as_bytes(), &name).expect("a token");
-    format!("{method} /v1/devices/{name}/{route} HTTP/1.1\r\nHost: praetor.example.com\r\nUser-Agent: praetor-agent/0.1.0\r\nX-Device-Token: {token}\r\n")
+    format!(
+        "{method} /v1/devices/{name}/{route} HTTP/1.1\r\nHost: praetor.example.com\r\nUser-Agent: praetor-agent/0.1.0\r\nX-Device-Token: {token}\r\n"
+    )
 }
 
 /// What a real agent sends in the steady state; the number is the device's.
@@ -125,8 +135,14 @@ pub fn report_request(number: usize, spec_hash: &str, sequence: u64) -> Vec<u8> 
         sequence % 60
     );
     // JSON has no leading zeros.
-    let body = body.replace(&format!("\"sequence\":{sequence:010}"), &format!("\"sequence\":{}", 1_000_000_000 + sequence));
-    format!("{}Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}", head("POST", number, "report"), body.len()).into_bytes()
+    let body =
+        body.replace(&format!("\"sequence\":{sequence:010}"), &format!("\"sequence\":{}", 1_000_000_000 + sequence));
+    format!(
+        "{}Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        head("POST", number, "report"),
+        body.len()
+    )
+    .into_bytes()
 }
 
 /// One keep-alive connection that waits for each answer.
@@ -167,7 +183,9 @@ fn is_whole(text: &str) -> bool {
 
 /// A header's value in an answer.
 pub fn header<'a>(answer: &'a str, name: &str) -> Option<&'a str> {
-    answer.lines().find_map(|line| line.split_once(':').filter(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim()))
+    answer.lines().find_map(|line| {
+        line.split_once(':').filter(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim())
+    })
 }
 
 /// ETag of the n-th device and the specHash of its first process.
@@ -259,7 +277,12 @@ fn set_sequence(request: &mut [u8], sequence: u64) {
 pub fn wrk(core: &str, url: &str, headers: &[String], connections: usize, seconds: u64) -> Option<f64> {
     let mut command = Command::new("taskset");
     command.args(["-c", core, "wrk", "-t1", &format!("-c{connections}"), &format!("-d{seconds}s")]);
-    let output = command.args(headers.iter().flat_map(|header| ["-H", header])).arg(url).output().ok().filter(|output| output.status.success())?;
+    let output = command
+        .args(headers.iter().flat_map(|header| ["-H", header]))
+        .arg(url)
+        .output()
+        .ok()
+        .filter(|output| output.status.success())?;
     let text = String::from_utf8_lossy(&output.stdout);
     if let Some(line) = text.lines().find(|line| line.contains("Non-2xx or 3xx") || line.contains("Socket errors")) {
         eprintln!("   wrk: {}", line.trim());

@@ -12,14 +12,17 @@ const IN_FLIGHT: usize = 32;
 /// See the module.
 pub async fn memory(table: &mut Table) {
     let sizes = std::env::var("BENCH_DEVICES").unwrap_or_else(|_| "10000,50000".into());
-    let sizes: Vec<usize> = sizes.split(',').map(|size| size.trim().parse().expect("BENCH_DEVICES is a list of numbers")).collect();
+    let sizes: Vec<usize> =
+        sizes.split(',').map(|size| size.trim().parse().expect("BENCH_DEVICES is a list of numbers")).collect();
     let plane = ControlPlane::start().await;
     plane.install_crds().await;
     let cluster = plane.cluster().await;
     let namespace = cluster.namespace("memory").await;
     let mut manager = Manager::builder(&plane).await.args(&["--status-writes-per-second=2000"]).start().await;
     let (mut known, mut grown, mut fresh) = (0, Vec::new(), Vec::new());
-    cluster.create(&scenario::deployment(&namespace, "agent", &[(scenario::ROLE, "tor")], scenario::process_spec("1.0.0"))).await;
+    cluster
+        .create(&scenario::deployment(&namespace, "agent", &[(scenario::ROLE, "tor")], scenario::process_spec("1.0.0")))
+        .await;
     for size in sizes {
         let names: Vec<String> = (known..size).map(|number| format!("tor-{number:05}")).collect();
         let switches = names.iter().map(|name| scenario::switch(&namespace, name, &[(scenario::ROLE, "tor")]));
@@ -35,7 +38,8 @@ pub async fn memory(table: &mut Table) {
         eprintln!("   {size} switches and children after {:.0} s", begun.elapsed().as_secs_f64());
         // Every new device is heard and its status filled; connections are shared, so that they do not count.
         let folder = Folder::new("fleet");
-        let mut agents = fleet(&manager, &folder, &names, &["--rounds=1", "--shared-connections=64", "--ramp-per-second=400"]);
+        let mut agents =
+            fleet(&manager, &folder, &names, &["--rounds=1", "--shared-connections=64", "--ramp-per-second=400"]);
         let exit = agents.wait_exit(Duration::from_secs(900)).await;
         assert_eq!(exit.code, Some(0), "{}", agents.log_tail());
         eprintln!("{}", agents.log_tail());
@@ -58,7 +62,16 @@ pub async fn memory(table: &mut Table) {
     };
     for (what, points) in [("after all were created, heard and written about", &grown), ("after a restart", &fresh)] {
         let each = slope(points);
-        let sizes = points.iter().map(|(size, bytes)| format!("{} MiB at {}", bytes >> 20, commas(*size as f64))).collect::<Vec<_>>().join(", ");
-        table.gate(format!("resident memory of the manager for each device with one process, {what}"), format!("{} B ({sizes})", commas(each)), "≤ 2,048 B", each <= 2_048.0);
+        let sizes = points
+            .iter()
+            .map(|(size, bytes)| format!("{} MiB at {}", bytes >> 20, commas(*size as f64)))
+            .collect::<Vec<_>>()
+            .join(", ");
+        table.gate(
+            format!("resident memory of the manager for each device with one process, {what}"),
+            format!("{} B ({sizes})", commas(each)),
+            "≤ 2,048 B",
+            each <= 2_048.0,
+        );
     }
 }

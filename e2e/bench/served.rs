@@ -84,7 +84,8 @@ impl Apiserver {
             if plural == "networkswitches" {
                 switch(name)
             } else {
-                let (number, device) = name.strip_prefix("agent-").and_then(|rest| rest.split_once('-')).expect("a process's name");
+                let (number, device) =
+                    name.strip_prefix("agent-").and_then(|rest| rest.split_once('-')).expect("a process's name");
                 process(device, number.parse().expect("a number"), 0)
             }
         });
@@ -153,7 +154,8 @@ pub fn serve(devices: usize, processes: usize) {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async move {
         let before = resident();
-        let (directory, mut dirty) = Directory::new(Settings { heartbeat_interval_seconds: 15, allow_cross_namespace: false });
+        let (directory, mut dirty) =
+            Directory::new(Settings { heartbeat_interval_seconds: 15, allow_cross_namespace: false });
         fill(&directory, devices, processes);
         let used = resident().saturating_sub(before);
         tokio::spawn(async move { while dirty.recv().await.is_some() {} });
@@ -167,7 +169,13 @@ pub fn serve(devices: usize, processes: usize) {
         let intake = Intake::new(directory.clone(), roll.clone(), writer, metrics);
         let auth = AuthArguments { device_token_secret: vec![SECRET.to_owned()], ..AuthArguments::default() };
         let credentials = Credentials::load(&auth).expect("credentials");
-        let gateway = Gateway::new(directory, intake, credentials, GatewayMetrics::register(&registry).expect("metrics"), AccessLog::Errors);
+        let gateway = Gateway::new(
+            directory,
+            intake,
+            credentials,
+            GatewayMetrics::register(&registry).expect("metrics"),
+            AccessLog::Errors,
+        );
         roll.open();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
         println!("{} {used}", listener.local_addr().expect("an address"));
@@ -179,6 +187,9 @@ pub fn serve(devices: usize, processes: usize) {
 /// Resident memory of this process, bytes.
 fn resident() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok());
+    let kib = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))
+        .and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok());
     kib.unwrap_or(0) * 1024
 }

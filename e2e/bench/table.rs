@@ -17,7 +17,13 @@ impl Table {
     }
 
     /// Adds a row that has to hold.
-    pub fn gate(&mut self, what: impl Into<String>, measured: impl Into<String>, target: impl Into<String>, holds: bool) {
+    pub fn gate(
+        &mut self,
+        what: impl Into<String>,
+        measured: impl Into<String>,
+        target: impl Into<String>,
+        holds: bool,
+    ) {
         self.row(what.into(), measured.into(), target.into(), if holds { "held" } else { "**missed**" });
     }
 
@@ -42,7 +48,11 @@ impl Table {
 
     /// Writes it to `bench.md` in cargo's target folder.
     pub fn write(&self) {
-        let path = std::env::current_exe().expect("this program").ancestors().nth(3).map_or_else(|| PathBuf::from("bench.md"), |target| target.join("bench.md"));
+        let path = std::env::current_exe()
+            .expect("this program")
+            .ancestors()
+            .nth(3)
+            .map_or_else(|| PathBuf::from("bench.md"), |target| target.join("bench.md"));
         match std::fs::write(&path, self.markdown()) {
             Ok(()) => eprintln!("written to {}", path.display()),
             Err(error) => eprintln!("cannot write {}: {error}", path.display()),
@@ -53,12 +63,25 @@ impl Table {
 fn machine() -> String {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let info = read("/proc/cpuinfo");
-    let model = info.lines().find_map(|line| line.strip_prefix("model name")).map_or("?", |rest| rest.trim_start_matches([' ', '\t', ':']));
+    let model = info
+        .lines()
+        .find_map(|line| line.strip_prefix("model name"))
+        .map_or("?", |rest| rest.trim_start_matches([' ', '\t', ':']));
     let cores = info.lines().filter(|line| line.starts_with("processor")).count();
-    let memory = read("/proc/meminfo").lines().next().and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok()).unwrap_or(0) / 1024 / 1024;
+    let memory = read("/proc/meminfo")
+        .lines()
+        .next()
+        .and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok())
+        .unwrap_or(0)
+        / 1024
+        / 1024;
     let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
     let date = praetor::wire::time::format(i64::try_from(seconds).unwrap_or(0));
-    format!("{cores} cores of {model}, {memory} GiB, Linux {}, {}", read("/proc/sys/kernel/osrelease").trim(), &date[..10])
+    format!(
+        "{cores} cores of {model}, {memory} GiB, Linux {}, {}",
+        read("/proc/sys/kernel/osrelease").trim(),
+        &date[..10]
+    )
 }
 
 /// The middle of some figures; the lower one of two.

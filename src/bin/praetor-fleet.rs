@@ -5,7 +5,10 @@ use praetor::fleet::{arguments::Arguments, run::run};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let summary = Arguments::parse().settle().map_err(|error| error.to_string()).and_then(|settings| run(settings).map_err(|error| error.to_string()));
+    let summary = Arguments::parse()
+        .settle()
+        .map_err(|error| error.to_string())
+        .and_then(|settings| run(settings).map_err(|error| error.to_string()));
     match summary.map(|summary| serde_json::to_string_pretty(&summary)) {
         Ok(Ok(json)) => {
             println!("{json}");

@@ -136,7 +136,9 @@ pub enum ArgumentError {
     #[error("{0:?} is no device name: use a lower-case RFC 1123 subdomain of at most 253 bytes")]
     Name(String),
     /// More connections than the process may open.
-    #[error("{needed} connections need more than the {limit} open files that this process may have: use fewer devices, several processes (--first) or --shared-connections")]
+    #[error(
+        "{needed} connections need more than the {limit} open files that this process may have: use fewer devices, several processes (--first) or --shared-connections"
+    )]
     Files {
         /// Connections.
         needed: usize,
@@ -155,7 +157,8 @@ impl Arguments {
     pub fn settle(self) -> Result<Settings, ArgumentError> {
         let gateways = self.gateway_url.iter().map(|url| Endpoint::parse(url)).collect::<Result<Vec<_>, _>>()?;
         let listed = self.names_file.as_deref().map(read).transpose()?;
-        let listed = listed.as_ref().map(|text| text.lines().map(str::trim).filter(|name| !name.is_empty()).collect::<Vec<_>>());
+        let listed =
+            listed.as_ref().map(|text| text.lines().map(str::trim).filter(|name| !name.is_empty()).collect::<Vec<_>>());
         let count = listed.as_ref().map_or(self.devices, Vec::len);
         let shared_connections = (self.shared_connections > 0).then_some(self.shared_connections);
         let needed = shared_connections.unwrap_or(count.saturating_mul(2));
@@ -234,7 +237,10 @@ fn open_files() -> Option<usize> {
 }
 
 fn positive(text: &str) -> Result<f64, String> {
-    text.parse().ok().filter(|number: &f64| number.is_finite() && *number > 0.0).ok_or_else(|| "use a positive number".to_owned())
+    text.parse()
+        .ok()
+        .filter(|number: &f64| number.is_finite() && *number > 0.0)
+        .ok_or_else(|| "use a positive number".to_owned())
 }
 
 #[cfg(test)]
@@ -262,7 +268,11 @@ mod tests {
         let (names, secret) = (folder.path().join("names"), folder.path().join("secret"));
         std::fs::write(&names, "a\n\n b.c \n").unwrap();
         std::fs::write(&secret, "\nfirst\nsecond\n").unwrap();
-        let flags = format!("--gateway-url=http://a --names-file={} --device-token-secret-file={}", names.display(), secret.display());
+        let flags = format!(
+            "--gateway-url=http://a --names-file={} --device-token-secret-file={}",
+            names.display(),
+            secret.display()
+        );
         let settings = settle(&flags).unwrap();
         assert_eq!((settings.names, settings.secret), (vec!["a".to_owned(), "b.c".to_owned()], b"first".to_vec()));
     }

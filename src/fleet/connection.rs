@@ -82,7 +82,12 @@ impl Line {
     ///
     /// # Errors
     /// When there is no whole answer in time. An answer of any status is no error.
-    pub async fn send(&self, gateway: usize, endpoint: &Endpoint, request: &Outgoing) -> (Result<Incoming, RequestError>, u64) {
+    pub async fn send(
+        &self,
+        gateway: usize,
+        endpoint: &Endpoint,
+        request: &Outgoing,
+    ) -> (Result<Incoming, RequestError>, u64) {
         let mut open = self.open.lock().await;
         let begun = Instant::now();
         let mut opened = 0;
@@ -102,7 +107,10 @@ impl Line {
         };
         let result = match timeout(request.timeout, exchange).await {
             Ok(Ok(((head, body), connection))) => {
-                let close = head.headers.get(header::CONNECTION).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"close"));
+                let close = head
+                    .headers
+                    .get(header::CONNECTION)
+                    .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"close"));
                 *open = (!close).then_some(connection);
                 Ok(Incoming { status: head.status, headers: head.headers, body, took: begun.elapsed() })
             }
@@ -128,7 +136,11 @@ impl Connection {
         Ok(Self { gateway, sender, driver })
     }
 
-    async fn exchange(&mut self, endpoint: &Endpoint, request: &Outgoing) -> Result<(http::response::Parts, Bytes), Box<dyn std::error::Error + Send + Sync>> {
+    async fn exchange(
+        &mut self,
+        endpoint: &Endpoint,
+        request: &Outgoing,
+    ) -> Result<(http::response::Parts, Bytes), Box<dyn std::error::Error + Send + Sync>> {
         let mut message = Request::new(Full::new(request.body.clone()));
         *message.method_mut() = request.method.clone();
         *message.uri_mut() = format!("{}{}", endpoint.base, request.route).parse()?;

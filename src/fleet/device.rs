@@ -103,14 +103,19 @@ impl Device {
 
     /// Takes in a 200 that was an answer to this device.
     pub fn received(&mut self, name: &str, etag: Option<&str>, revision: Option<u64>, body: &[u8]) -> Verdict {
-        let Some(state) = serde_json::from_slice::<DesiredState>(body).ok().filter(|state| state.device_name == name) else {
+        let Some(state) = serde_json::from_slice::<DesiredState>(body).ok().filter(|state| state.device_name == name)
+        else {
             return Verdict::Unreadable;
         };
         if self.is_old(revision) {
             return Verdict::Old;
         }
         let known: HashMap<&str, i64> = self.items.iter().map(|item| (&*item.uid, item.generation)).collect();
-        if state.items.iter().any(|item| known.get(item.uid.as_str()).is_some_and(|generation| item.generation < *generation)) {
+        if state
+            .items
+            .iter()
+            .any(|item| known.get(item.uid.as_str()).is_some_and(|generation| item.generation < *generation))
+        {
             return Verdict::Old;
         }
         let same = self.known && self.etag.as_deref() == etag;
@@ -192,14 +197,18 @@ mod tests {
                 serde_json::json!({"uid": uid, "namespace": "n", "name": format!("p-{uid}"), "generation": generation, "spec": {}, "specHash": "sha256:x"})
             })
             .collect();
-        serde_json::to_vec(&serde_json::json!({"deviceName": device, "heartbeatIntervalSeconds": 7, "items": items})).unwrap()
+        serde_json::to_vec(&serde_json::json!({"deviceName": device, "heartbeatIntervalSeconds": 7, "items": items}))
+            .unwrap()
     }
 
     #[test]
     fn never_back_in_time() {
         let mut device = Device::new(1, H);
         assert_eq!(device.received("d", Some("\"a\""), Some(10), &body("d", &[("u", 2)])), Verdict::Changed);
-        assert_eq!((device.etag(), device.revision(), device.heartbeat()), (Some("\"a\""), Some(10), Duration::from_secs(7)));
+        assert_eq!(
+            (device.etag(), device.revision(), device.heartbeat()),
+            (Some("\"a\""), Some(10), Duration::from_secs(7))
+        );
         assert_eq!(device.received("d", Some("\"b\""), Some(9), &body("d", &[])), Verdict::Old);
         assert_eq!(device.received("d", Some("\"b\""), Some(11), &body("d", &[("u", 1)])), Verdict::Old);
         assert_eq!(device.unchanged(Some(9)), Verdict::Old);
@@ -214,9 +223,16 @@ mod tests {
     fn reports_say_what_they_are_asked_to() {
         let mut device = Device::new(0xab, H);
         assert_eq!(device.received("d", None, None, &body("d", &[("u", 1)])), Verdict::Changed);
-        let text = |device: &mut Device, observe| String::from_utf8(device.reports(1_765_583_700, observe).concat()).unwrap();
-        assert!(text(&mut device, Observe::None).ends_with(r#""bootId":"00000000000000ab","sequence":1,"observations":[]}"#));
-        assert!(text(&mut device, Observe::Seen).ends_with(r#""observations":[{"namespace":"n","name":"p-u","observedSpecHash":"sha256:x"}]}"#));
+        let text =
+            |device: &mut Device, observe| String::from_utf8(device.reports(1_765_583_700, observe).concat()).unwrap();
+        assert!(
+            text(&mut device, Observe::None)
+                .ends_with(r#""bootId":"00000000000000ab","sequence":1,"observations":[]}"#)
+        );
+        assert!(
+            text(&mut device, Observe::Seen)
+                .ends_with(r#""observations":[{"namespace":"n","name":"p-u","observedSpecHash":"sha256:x"}]}"#)
+        );
         assert!(text(&mut device, Observe::Running).contains(r#""processStarted":true,"healthy":true,"pid":4711"#));
     }
 

@@ -46,7 +46,8 @@ impl Patience {
         let longest = Duration::from_secs(1 << self.0.min(10)).min(heartbeat);
         self.0 += 1;
         let own = spread(longest / 2, longest, chance).max(Duration::from_secs(1).min(heartbeat));
-        let asked = retry_after.map_or(Duration::ZERO, |time| spread(time, time + time / 8, chance).min(MAX_RETRY_AFTER));
+        let asked =
+            retry_after.map_or(Duration::ZERO, |time| spread(time, time + time / 8, chance).min(MAX_RETRY_AFTER));
         Some(own.max(asked))
     }
 
@@ -60,7 +61,11 @@ impl Patience {
 /// How long a poll may be parked, whole seconds: five less to five more than `wait`, 0 for 0.
 #[must_use]
 pub fn wait_seconds(wait: Duration, chance: f64) -> u64 {
-    if wait.is_zero() { 0 } else { spread(wait.saturating_sub(WAIT_SPREAD), wait + WAIT_SPREAD, chance).as_secs().max(1) }
+    if wait.is_zero() {
+        0
+    } else {
+        spread(wait.saturating_sub(WAIT_SPREAD), wait + WAIT_SPREAD, chance).as_secs().max(1)
+    }
 }
 
 /// How long to wait after the *start* of a GET that went well before the next one: `asked` is what the gateway

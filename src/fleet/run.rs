@@ -123,7 +123,12 @@ impl Fleet {
             let summary = self.tally.borrow().summary(begun.elapsed());
             eprintln!(
                 "{:>6} s  {} devices, {} connections  desired {:?}  reports {:?}  changes {}",
-                summary.seconds, summary.devices, summary.connections, summary.desired.by_code, summary.reports.by_code, summary.changes
+                summary.seconds,
+                summary.devices,
+                summary.connections,
+                summary.desired.by_code,
+                summary.reports.by_code,
+                summary.changes
             );
         }
     }
@@ -246,7 +251,9 @@ impl Member {
             let request = self.outgoing(Method::POST, "report", headers, body.into(), Duration::ZERO);
             let answer = self.send(&self.reporting, Route::Report, &request, |answer| Some(answer.took)).await;
             let Some(answer) = answer else { return Outcome::Failed { retry_after: None } };
-            let said = serde_json::from_slice::<ReportAnswer>(&answer.body).ok().filter(|said| said.ack && answer.status == StatusCode::OK);
+            let said = serde_json::from_slice::<ReportAnswer>(&answer.body)
+                .ok()
+                .filter(|said| said.ack && answer.status == StatusCode::OK);
             let Some(said) = said else { return failed(&answer) };
             let mut tally = self.fleet.tally.borrow_mut();
             tally.acknowledged += 1;
@@ -259,11 +266,23 @@ impl Member {
         if let Some(token) = &self.token {
             headers.insert(HeaderName::from_static(TOKEN_HEADER), token.clone());
         }
-        Outgoing { method, route: format!("/v1/devices/{}/{route}", self.name), headers, body, timeout: waits + ANSWER_TIMEOUT }
+        Outgoing {
+            method,
+            route: format!("/v1/devices/{}/{route}", self.name),
+            headers,
+            body,
+            timeout: waits + ANSWER_TIMEOUT,
+        }
     }
 
     /// Sends a request and counts it; `time` says what of it tells about the gateway's speed.
-    async fn send(&self, line: &Line, route: Route, request: &Outgoing, time: impl FnOnce(&Incoming) -> Option<Duration>) -> Option<Incoming> {
+    async fn send(
+        &self,
+        line: &Line,
+        route: Route,
+        request: &Outgoing,
+        time: impl FnOnce(&Incoming) -> Option<Duration>,
+    ) -> Option<Incoming> {
         let gateway = self.gateway.get();
         let endpoint: &Endpoint = &self.fleet.settings.gateways[gateway];
         let (result, opened) = line.send(gateway, endpoint, request).await;
@@ -273,7 +292,9 @@ impl Member {
         if !self.fleet.stop.get() {
             match &result {
                 Ok(answer) => tally.ended(route, answer.status.as_str(), time(answer)),
-                Err(error @ (RequestError::Connect | RequestError::Broken | RequestError::Timeout)) => tally.ended(route, error.to_string(), None),
+                Err(error @ (RequestError::Connect | RequestError::Broken | RequestError::Timeout)) => {
+                    tally.ended(route, error.to_string(), None)
+                }
             }
         }
         result.ok()

@@ -111,7 +111,8 @@ impl Histogram {
     /// The time that a share (0 to 1) of all did not exceed, to 1.6 %; zero when there is none.
     #[must_use]
     pub fn quantile(&self, share: f64) -> Duration {
-        #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)] // Counts are far below 2^52.
+        #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+        // Counts are far below 2^52.
         let rank = ((self.count as f64 * share).ceil() as u64).max(1);
         let mut seen = 0;
         for (index, count) in self.buckets.iter().enumerate() {
