@@ -87,7 +87,7 @@ self_test() {
   expect "status must not use manager" status/mod.rs <<<$'//! A room.\nuse crate::manager::run;'
   expect "wire must not use runtime" wire/a.rs <<<$'//! Pure: a.\nuse crate::runtime::clock;'
   expect "runtime must not use wire" runtime/a.rs <<<$'//! Edge: a.\nuse crate::wire::name;'
-  expect "api must not use status" api/a.rs <<<$'//! Pure: a.\nuse super::super::desired::record;'
+  expect "api must not use status" api/a.rs <<<$'//! Pure: a.\nuse super::super::status::queue;'
   return "$missed"
 }
 

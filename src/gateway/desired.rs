@@ -31,8 +31,8 @@ impl<R: Reports> Gateway<R> {
         match self.directory.lookup(device) {
             Lookup::Known { etag, revision } => Ok((etag, revision)),
             Lookup::Unknown => Err(Refusal::UnknownDevice),
-            // All devices ask at once after a restart; they come back one by one.
-            Lookup::NotSynced => Err(Refusal::NotSynced(rand::rng().random_range(1..=3))),
+            // All devices ask at once after a restart; they come back one by one. Never 1: that means "behind".
+            Lookup::NotSynced => Err(Refusal::NotSynced(rand::rng().random_range(2..=5))),
         }
     }
 
