@@ -165,12 +165,34 @@ pub fn hot_path(table: &mut Table) {
     }
 }
 
-/// Requests a second, and how much of its core the server used.
-fn measured(pid: u32, load: impl FnOnce() -> Option<f64>) -> Option<(f64, f64)> {
+/// One run: answers a second, and what they come to on a core that does nothing else. The one who presses may well be
+/// the slower of the two, so the second figure is what counts.
+struct Run {
+    rate: f64,
+    of_core: f64,
+}
+
+fn measured(pid: u32, load: impl FnOnce() -> Option<f64>) -> Option<Run> {
     let (begun, before) = (Instant::now(), load::cpu_time(pid));
     let rate = load()?;
-    let used = load::cpu_time(pid).saturating_sub(before);
-    Some((rate, used.as_secs_f64() / begun.elapsed().as_secs_f64()))
+    let used = load::cpu_time(pid).saturating_sub(before).as_secs_f64();
+    Some(Run { rate, of_core: rate * begun.elapsed().as_secs_f64() / used })
+}
+
+/// Pairs of runs: the median of the ratios by core, and what is printed of them.
+fn pairs(a: impl Fn() -> Option<Run>, b: impl Fn() -> Option<Run>) -> Option<(f64, String)> {
+    let mut runs = Vec::new();
+    for _ in 0..5 {
+        runs.push((a()?, b()?));
+    }
+    let of = |figure: &dyn Fn(&(Run, Run)) -> f64| median(runs.iter().map(figure).collect());
+    let ratio = of(&|(a, b)| a.of_core / b.of_core);
+    let cores = [of(&|(a, _)| a.of_core), of(&|(_, b)| b.of_core)].map(commas);
+    let rates = [of(&|(a, _)| a.rate), of(&|(_, b)| b.rate)].map(commas);
+    Some((
+        ratio,
+        format!("{} : {} = {ratio:.2} × (a second, as pressed: {} : {})", cores[0], cores[1], rates[0], rates[1]),
+    ))
 }
 
 /// 304s a second and core beside nginx.
@@ -189,36 +211,14 @@ pub fn nginx(table: &mut Table) {
         .map(ToOwned::to_owned)
         .collect();
     let path = request.split_whitespace().nth(1).expect("a path").to_owned();
+    let (ours, theirs) = (format!("http://{}{path}", server.address), format!("http://127.0.0.1:{}{path}", nginx.port));
     for connections in [64, 1_000] {
-        let (mut ours, mut theirs, mut ratios, mut busy) = (Vec::new(), Vec::new(), Vec::new(), (1.0_f64, 1.0_f64));
-        for _ in 0..3 {
-            let a = measured(server.pid(), || {
-                load::wrk(CORES.1, &format!("http://{}{path}", server.address), &headers, connections, seconds())
-            });
-            let b = measured(nginx.worker(), || {
-                load::wrk(CORES.1, &format!("http://127.0.0.1:{}{path}", nginx.port), &headers, connections, seconds())
-            });
-            let ((a, used), (b, theirs_used)) = a.zip(b).expect("wrk's result");
-            ours.push(a);
-            theirs.push(b);
-            ratios.push(a / b);
-            busy = (busy.0.min(used), busy.1.min(theirs_used));
-        }
-        let ratio = median(ratios);
-        table.gate(
-            format!(
-                "304s a second on one core, {connections} connections, beside nginx (`return 304`), median of 3 pairs"
-            ),
-            format!(
-                "{} : {} = {ratio:.2} × (cores used {:.0} % : {:.0} %)",
-                commas(median(ours)),
-                commas(median(theirs)),
-                busy.0 * 100.0,
-                busy.1 * 100.0
-            ),
-            "≥ 0.95 ×",
-            ratio >= 0.95,
+        let press = |pid: u32, url: &str| measured(pid, || load::wrk(CORES.1, url, &headers, connections, seconds()));
+        let (ratio, text) = pairs(|| press(server.pid(), &ours), || press(nginx.pid(), &theirs)).expect("wrk's result");
+        let what = format!(
+            "304s a second of one core, {connections} connections, beside nginx (`return 304`), median of 5 pairs"
         );
+        table.gate(what, text, "≥ 0.95 ×", ratio >= 0.95);
     }
 }
 
@@ -227,26 +227,11 @@ pub fn report(table: &mut Table) {
     let server = Server::start(&["taskset", "-c", CORES.0], devices(), 1);
     let (_, hash) = load::look(server.address, 0);
     let _ = Command::new("taskset").args(["-a", "-p", "-c", CORES.1, &std::process::id().to_string()]).output();
-    let (mut polls, mut reports, mut ratios, mut busy) = (Vec::new(), Vec::new(), Vec::new(), 1.0_f64);
-    for _ in 0..3 {
-        let (a, _) = measured(server.pid(), || Some(load::press(server.address, Press::Report, 64, seconds(), &hash)))
-            .expect("a figure");
-        let (b, used) =
-            measured(server.pid(), || Some(load::press(server.address, Press::Desired, 64, seconds(), &hash)))
-                .expect("a figure");
-        busy = busy.min(used);
-        reports.push(a);
-        polls.push(b);
-        ratios.push(a / b);
-    }
-    let ratio = median(ratios);
+    let press = |what: Press| measured(server.pid(), || Some(load::press(server.address, what, 64, seconds(), &hash)));
+    let (ratio, text) = pairs(|| press(Press::Report), || press(Press::Desired)).expect("figures");
     let _ = Command::new("taskset").args(["-a", "-p", "-c", "0-1023", &std::process::id().to_string()]).output();
-    table.gate(
-        "reports with one observation that change nothing, a second on one core, beside own 304s, 64 connections, median of 3 pairs",
-        format!("{} : {} = {ratio:.2} × (core used {:.0} %)", commas(median(reports)), commas(median(polls)), busy * 100.0),
-        "≥ 0.85 ×",
-        ratio >= 0.85,
-    );
+    let what = "reports with one observation that change nothing, a second of one core, beside own 304s, 64 connections, median of 5 pairs";
+    table.gate(what, text, "≥ 0.85 ×", ratio >= 0.85);
     let bytes = server.index_bytes as f64 / devices() as f64;
     table.note(
         format!(

@@ -3,6 +3,7 @@
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use praetor::wire::token;
@@ -37,7 +38,9 @@ impl Server {
         let this = std::env::current_exe().expect("this program");
         let (devices, processes) = (devices.to_string(), processes.to_string());
         let own = [this.to_str().expect("a path in UTF-8"), "serve", &devices, &processes];
-        let command: Vec<&str> = before.iter().copied().chain(own).collect();
+        // Gone when this program is.
+        let command: Vec<&str> =
+            ["setpriv", "--pdeathsig", "KILL"].into_iter().chain(before.iter().copied()).chain(own).collect();
         let child = Command::new(command[0]).args(&command[1..]).stdin(Stdio::null()).stdout(Stdio::piped()).spawn();
         let mut process = Running(child.unwrap_or_else(|error| panic!("cannot start {}: {error}", command[0])));
         let mut line = String::new();
@@ -53,10 +56,10 @@ impl Server {
     }
 }
 
-/// nginx with one worker on one core that answers 304.
+/// nginx as one process on one core that answers 304.
 pub struct Nginx {
-    _process: Running,
-    folder: super::harness::Folder,
+    process: Running,
+    _folder: super::harness::Folder,
     /// Where it listens.
     pub port: u16,
 }
@@ -68,7 +71,7 @@ impl Nginx {
         let port = free_port();
         let root = folder.path().display();
         let config = format!(
-            "daemon off; master_process on; worker_processes 1; pid {root}/nginx.pid; error_log {root}/error.log warn;\n\
+            "daemon off; master_process off; pid {root}/nginx.pid; error_log {root}/error.log warn;\n\
              events {{ worker_connections 4096; }}\n\
              http {{ access_log off; keepalive_requests 100000000; server_tokens off; tcp_nodelay on;\n\
              server {{ listen 127.0.0.1:{port}; location / {{ add_header Cache-Control no-store; add_header X-Praetor-Revision 2; return 304; }} }} }}\n"
@@ -83,7 +86,7 @@ impl Nginx {
             .stderr(Stdio::null())
             .spawn()
             .ok()?;
-        let nginx = Self { _process: Running(child), folder, port };
+        let nginx = Self { process: Running(child), _folder: folder, port };
         let begun = Instant::now();
         while TcpStream::connect(("127.0.0.1", port)).is_err() {
             if begun.elapsed() > Duration::from_secs(5) {
@@ -94,21 +97,20 @@ impl Nginx {
         Some(nginx)
     }
 
-    /// The worker's process id.
-    pub fn worker(&self) -> u32 {
-        let master = std::fs::read_to_string(self.folder.join("nginx.pid")).expect("a pid file");
-        let master = master.trim();
-        let children = std::fs::read_to_string(format!("/proc/{master}/task/{master}/children")).expect("children");
-        children.split_whitespace().next().and_then(|pid| pid.parse().ok()).expect("a worker")
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.process.0.id()
     }
 }
 
-/// User and system time that a process has used.
+/// User and system time that a process's threads have used.
 pub fn cpu_time(pid: u32) -> Duration {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-    let ticks: u64 = [11, 12].iter().filter_map(|at| fields.get(*at)?.parse::<u64>().ok()).sum();
-    Duration::from_millis(ticks * 10)
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).expect("a process");
+    // Nanoseconds on a core, time waited for one, time slices.
+    let used = threads.flatten().filter_map(|thread| {
+        std::fs::read_to_string(thread.path().join("schedstat")).ok()?.split_whitespace().next()?.parse::<u64>().ok()
+    });
+    Duration::from_nanos(used.sum())
 }
 
 /// The head of a request of the n-th device, without the blank line.
@@ -209,6 +211,9 @@ pub enum Press {
 /// Answers a second, each connection a device of its own that waits for each answer. The first second is not counted.
 pub fn press(address: SocketAddr, what: Press, connections: usize, seconds: u64, spec_hash: &str) -> f64 {
     let wanted: &[u8] = if what == Press::Desired { b"HTTP/1.1 304" } else { b"HTTP/1.1 200" };
+    // A sequence never goes back: a report from the past is another path.
+    static RUNS: AtomicU64 = AtomicU64::new(1);
+    let first = RUNS.fetch_add(1, Ordering::Relaxed) * 100_000_000;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async {
         let mut etags = Vec::new();
@@ -224,12 +229,12 @@ pub fn press(address: SocketAddr, what: Press, connections: usize, seconds: u64,
                 let mut stream = tokio::net::TcpStream::connect(address).await.expect("a connection");
                 stream.set_nodelay(true).expect("no delay");
                 let (mut request, mut buffer) = (desired_request(number, &etag), vec![0; 4096]);
-                let (mut counted, mut sequence) = (0_u64, 0);
+                let (mut counted, mut sequence) = (0_u64, first);
                 loop {
                     if what == Press::Report {
                         sequence += 1;
                         // Only what differs is written anew, so that the client is not what is measured.
-                        if sequence == 1 {
+                        if sequence == first + 1 {
                             request = report_request(number, &spec_hash, sequence);
                         } else {
                             set_sequence(&mut request, sequence);
@@ -253,7 +258,10 @@ pub fn press(address: SocketAddr, what: Press, connections: usize, seconds: u64,
             });
         }
         let mut answers = 0;
-        while let Some(counted) = tasks.join_next().await {
+        while let Some(counted) = tokio::time::timeout(Duration::from_secs(seconds + 10), tasks.join_next())
+            .await
+            .expect("every request is answered")
+        {
             answers += counted.expect("a connection that did not fail");
         }
         #[allow(clippy::cast_precision_loss)]

@@ -24,6 +24,7 @@ pub fn binary(name: &str) -> PathBuf {
     let built = match name {
         "praetor-manager" => option_env!("CARGO_BIN_EXE_praetor-manager"),
         "praetor-agent" => option_env!("CARGO_BIN_EXE_praetor-agent"),
+        "praetor-fleet" => option_env!("CARGO_BIN_EXE_praetor-fleet"),
         _ => None,
     };
     let beside = || {
