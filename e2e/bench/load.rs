@@ -76,13 +76,14 @@ impl Nginx {
              http {{ access_log off; keepalive_requests 100000000; server_tokens off; tcp_nodelay on;\n\
              server {{ listen 127.0.0.1:{port}; location / {{ add_header Cache-Control no-store; add_header X-Praetor-Revision 2; return 304; }} }} }}\n"
         );
-        // As root, nginx gives its worker to somebody who cannot read the folder: it needs none of it.
         let path = folder.write("nginx.conf", config);
-        let child = Command::new("taskset")
-            .args(["-c", core, "nginx", "-p"])
+        let child = Command::new("setpriv")
+            .args(["--pdeathsig", "KILL", "taskset", "-c", core, "nginx", "-p"])
             .arg(folder.path())
             .arg("-c")
             .arg(path)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
             .ok()?;
