@@ -29,11 +29,12 @@
 //! | [`fleet`] | simulated devices for load and fault tests | `wire`, `runtime` |
 //! | [`api`] | the custom resources and their conditions | `wire` |
 //! | [`desired`] | what each device should run, from the watches | |
+//! | [`ownership`] | which replica should do what: the leader, the members, who owns a device | `wire`, `runtime` |
+//! | [`peers`] | how replicas talk: presence batches and forwarded reports | |
 //! | [`presence`] | who is there, and when silence is a verdict | |
 //! | [`status`] | what is written about devices and processes, and its events | |
 //! | [`rollout`] | children of deployments | not `gateway` |
 //! | [`gateway`] | HTTP for devices | not `rollout` |
-//! | [`fleet`] | simulated devices, for load and fault tests | `wire`, `runtime` |
 //! | [`manager`] | arguments, wiring, admin port, start and stop | everything; nothing uses it |
 //!
 //! # Pure and edge
@@ -59,6 +60,10 @@ pub mod fleet;
 pub mod gateway;
 #[cfg(feature = "manager")]
 pub mod manager;
+#[cfg(feature = "manager")]
+pub mod ownership;
+#[cfg(feature = "manager")]
+pub mod peers;
 #[cfg(feature = "manager")]
 pub mod presence;
 #[cfg(feature = "manager")]
