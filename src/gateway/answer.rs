@@ -86,7 +86,7 @@ impl Refusal {
         }
     }
 
-    fn detail(&self) -> Cow<'static, str> {
+    pub(super) fn detail(&self) -> Cow<'static, str> {
         match self {
             Self::NoRoute => "There is GET /v1/devices/{device}/desired, POST /v1/devices/{device}/report and POST /v1/devices/{device}/connect.".into(),
             Self::BadName => "The device's name must be a lower-case RFC 1123 subdomain of at most 253 bytes.".into(),

@@ -41,12 +41,12 @@ impl<R: Reports> Gateway<R> {
     }
 
     async fn find_desired(&self, device: &str, Query { headers, min, wait }: Query) -> Result<Answer, Refusal> {
-        if let Some(min) = min.filter(|min| !self.directory.synced_through(*min)) {
+        if let Some(min) = min.filter(|min| !self.directory.synced_through(device, *min)) {
             if let Err(refusal @ Refusal::NotSynced(_)) = self.known(device) {
                 return Err(refusal);
             }
             // Before anything else is said of the device: 404 would be travelling back in time as well.
-            let caught_up = timeout(CATCH_UP, self.directory.caught_up(min));
+            let caught_up = timeout(CATCH_UP, self.directory.caught_up(device, min));
             if !matches!(self.draining.run_until_cancelled(caught_up).await, Some(Ok(()))) {
                 return Err(Refusal::Behind);
             }

@@ -3,7 +3,7 @@
 use super::answer::{ACK, Answer, Refusal, json};
 use super::path::Route;
 use super::service::Gateway;
-use crate::status::intake::{Incoming, Intake, Outcome};
+use crate::status::intake::{Incoming, Intake, NotTaken, Outcome};
 use crate::status::observed::Observed;
 use crate::wire::MAX_OBSERVATIONS;
 use crate::wire::report::{Observation, Rejection, Report, ReportAnswer, clean};
@@ -12,10 +12,16 @@ use bytes::Bytes;
 use http::HeaderMap;
 use hyper::body::Body;
 use serde_json::value::RawValue;
+use siphasher::sip::SipHasher13;
 use std::borrow::Cow;
 use std::future::Future;
-use std::hash::{BuildHasher, Hash, Hasher};
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
+use thiserror::Error;
+
+/// Replicas tell each other what was said by this hash; another one would only make them forward more. Whoever finds
+/// two reports of one hash deceives nobody but about his own device.
+const SAID_KEY: &[u8; 16] = b"praetor-report-1";
 
 /// Where reports go.
 pub trait Reports: Send + Sync + 'static {
@@ -34,6 +40,41 @@ impl Reports for Intake {
     async fn report(&self, device: &str, incoming: Incoming) -> Outcome {
         Self::report(self, device, incoming).await
     }
+}
+
+/// Why a report that another replica passed on is not answered.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum NotAnswered {
+    /// This replica is not the one to see to it.
+    #[error(transparent)]
+    NotTaken(#[from] NotTaken),
+    /// It is no report.
+    #[error("{0}")]
+    Bad(String),
+}
+
+/// Takes in a report that another replica passed on as the device sent it. That replica reads it as well and says
+/// what could not be read, so this is left out of the outcome.
+///
+/// # Errors
+/// When it is not taken in.
+pub async fn forwarded(intake: &Intake, device: &str, connect: bool, body: Bytes) -> Result<Outcome, NotAnswered> {
+    let (incoming, _) = decode(connect, body).map_err(|refusal| NotAnswered::Bad(refusal.detail().into_owned()))?;
+    Ok(intake.forwarded(device, incoming).await?)
+}
+
+/// Reads a report, and which of its observations could not be read.
+fn decode(connect: bool, body: Bytes) -> Result<(Incoming, Vec<Rejection>), Refusal> {
+    let route = if connect { Route::Connect } else { Route::Report };
+    let report = Readable::parse(route, &body)?;
+    let fingerprint = report.fingerprint();
+    Ok(report.take(connect, body.clone(), fingerprint))
+}
+
+/// The report in a body that is one.
+#[cfg(test)]
+pub(crate) fn decode_for_tests(body: Bytes) -> Incoming {
+    decode(false, body).unwrap().0
 }
 
 /// A report that could be read as a whole; its observations are still unread.
@@ -62,6 +103,34 @@ impl<'a> Readable<'a> {
         }
         let Report { agent_version, boot_id, sequence, .. } = report;
         Ok(Self { agent_version, boot_id, sequence, observations })
+    }
+
+    /// A hash of what it says, apart from when: the same at every replica, never 0.
+    fn fingerprint(&self) -> u64 {
+        let mut hasher = SipHasher13::new_with_key(SAID_KEY);
+        self.agent_version.hash(&mut hasher);
+        for observation in &self.observations {
+            observation.get().hash(&mut hasher);
+        }
+        hasher.finish().max(1)
+    }
+
+    /// Reads the observations; returns those that could not be read, too.
+    fn take(self, connect: bool, body: Bytes, fingerprint: u64) -> (Incoming, Vec<Rejection>) {
+        let mut rejected = Vec::new();
+        let observations: Vec<Observed> =
+            self.observations.into_iter().filter_map(|raw| read(raw, &mut rejected)).collect();
+        let incoming = Incoming {
+            agent_version: kept(self.agent_version),
+            boot_id: kept(self.boot_id),
+            sequence: self.sequence,
+            observations,
+            // A report of which a part was refused is never settled.
+            fingerprint: rejected.is_empty().then_some(fingerprint),
+            connect,
+            body,
+        };
+        (incoming, rejected)
     }
 }
 
@@ -92,7 +161,7 @@ impl<R: Reports> Gateway<R> {
 
     /// Whether the same report left nothing to do before, and its fingerprint.
     fn settles(&self, device: &str, report: &Readable) -> (bool, u64) {
-        let fingerprint = self.fingerprint(report.agent_version.as_deref(), &report.observations);
+        let fingerprint = report.fingerprint();
         let settled = report.boot_id.as_deref().map(clean).zip(report.sequence).is_some_and(|(boot_id, sequence)| {
             !boot_id.is_empty() && self.reports.is_settled(device, &boot_id, sequence, fingerprint)
         });
@@ -110,9 +179,7 @@ impl<R: Reports> Gateway<R> {
         if settled {
             return Ok(None);
         }
-        let mut rejected = Vec::new();
-        let observations: Vec<Observed> =
-            report.observations.into_iter().filter_map(|raw| read(raw, &mut rejected)).collect();
+        let (incoming, mut rejected) = report.take(route == Route::Connect, body.clone(), fingerprint);
         // What is listed when it turns out that all the others are not this device's.
         let others: Vec<Rejection> = if rejected.is_empty() {
             Vec::new()
@@ -122,15 +189,7 @@ impl<R: Reports> Gateway<R> {
                 name: observed.name.clone(),
                 reason: "NotYours".into(),
             };
-            observations.iter().map(not_yours).collect()
-        };
-        let incoming = Incoming {
-            agent_version: kept(report.agent_version),
-            boot_id: kept(report.boot_id),
-            sequence: report.sequence,
-            observations,
-            // A report of which a part was refused is never settled.
-            fingerprint: rejected.is_empty().then_some(fingerprint),
+            incoming.observations.iter().map(not_yours).collect()
         };
         match self.reports.report(device, incoming).await {
             Outcome::Done { rejected: more } => rejected.extend(more),
@@ -139,16 +198,6 @@ impl<R: Reports> Gateway<R> {
             Outcome::Later { retry_after_seconds } => return Err(Refusal::Later(retry_after_seconds)),
         }
         Ok(Some(rejected))
-    }
-
-    /// A hash of what a report says, apart from when.
-    fn fingerprint(&self, agent_version: Option<&str>, observations: &[&RawValue]) -> u64 {
-        let mut hasher = self.fingerprints.build_hasher();
-        agent_version.hash(&mut hasher);
-        for observation in observations {
-            observation.get().hash(&mut hasher);
-        }
-        hasher.finish()
     }
 }
 

@@ -30,7 +30,6 @@ use parking_lot::RwLock;
 use std::cell::RefCell;
 use std::convert::Infallible;
 use std::future::Future;
-use std::hash::RandomState;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -50,8 +49,6 @@ pub struct Gateway<R = Intake> {
     pub(super) credentials: Arc<Credentials>,
     pub(super) metrics: GatewayMetrics,
     pub(super) bodies: Bodies,
-    /// Keys the fingerprints of reports, so that nobody can look for two of one fingerprint.
-    pub(super) fingerprints: RandomState,
     pub(super) draining: CancellationToken,
     /// The same, without a lock.
     ending: AtomicBool,
@@ -126,7 +123,6 @@ impl<R: Reports> Gateway<R> {
             credentials,
             metrics,
             bodies: Bodies::default(),
-            fingerprints: RandomState::new(),
             draining: CancellationToken::new(),
             ending: AtomicBool::new(false),
             access_log,

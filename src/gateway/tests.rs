@@ -97,8 +97,8 @@ impl Fixture {
                 json!({"metadata": {"namespace": "infra", "name": name, "uid": name, "resourceVersion": "7"}, "spec": {}}),
             )
         };
-        self.directory.apply_all(Kind::Switch, vec![switch(DEVICE), switch(BARE)]);
-        self.directory.apply_all(Kind::Process, vec![process(1, 50)]);
+        self.directory.apply_all(Kind::Switch, vec![switch(DEVICE), switch(BARE)], LISTED);
+        self.directory.apply_all(Kind::Process, vec![process(1, 50)], LISTED);
         let key = |name: &str| Key { namespace: "infra".into(), name: name.into() };
         self.directory.finish_list(Kind::Switch, &HashSet::from([key(DEVICE), key(BARE)]), LISTED);
         self.directory.finish_list(Kind::Process, &HashSet::from([key("p")]), LISTED);

@@ -1,69 +1,111 @@
-//! Edge: takes reports in and answers them.
+//! Edge: takes reports in, sees to them here or at the owner of the device, and answers them.
 //!
 //! An ack means: written to Kubernetes, or nothing to write. What the watch has not shown is judged by a live
 //! read, never by its absence from a cache.
+//!
+//! A report that reaches a replica which does not own the device is answered there when there is certainly nothing to
+//! do (see [`crate::presence::said`]); otherwise the owner sees to it, and its answer is passed on. Where the owner
+//! cannot be reached the report is applied right here: the version that goes along with every write keeps two writers
+//! from undoing each other's work, and whoever comes second finds nothing left to write. So an answer that was lost on
+//! the way costs at most a conflict.
 
-use super::observed::Observed;
-use super::projection::{Input, Reported, project, project_switch};
+use super::assess::{Assessment, Course, Jobs, Place};
+pub use super::assess::{Incoming, Outcome};
+use super::limiter::TokenBucket;
+use super::metrics::StatusMetrics;
+use super::projection::Reported;
 use super::writer::{Job, Writer};
 use crate::desired::directory::Directory;
 use crate::desired::index::Kind;
-use crate::desired::lean::{Key, Process, Text};
-use crate::desired::record::{ConditionType, LastReport};
-use crate::presence::order::{Freshness, Order};
+use crate::desired::lean::{Key, Text};
+use crate::ownership::members::{Member, Owner, View};
+use crate::ownership::rendezvous::device_hash;
+use crate::ownership::shared::Ownership;
+use crate::presence::order::{Freshness, Order, fingerprint};
 use crate::presence::roll::Roll;
-use crate::presence::staleness::AgentState;
+use crate::presence::said::Footing;
 use crate::runtime::clock;
-use crate::status::limiter::TokenBucket;
-use crate::status::metrics::StatusMetrics;
-use crate::wire::report::Rejection;
+use bytes::Bytes;
+use futures::future::BoxFuture;
 use moka::sync::Cache;
 use parking_lot::Mutex;
 use rand::Rng;
-use std::collections::BTreeMap;
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use thiserror::Error;
 use tokio::sync::oneshot;
+use tokio::time::timeout;
 
 /// A report is answered within this time.
 const DEADLINE: Duration = Duration::from_secs(8);
+/// One that another replica passed on, which waits a little longer and then helps itself.
+const FORWARDED_DEADLINE: Duration = Duration::from_millis(2_000);
+/// The owner is waited for no longer, whatever the link does.
+const FORWARD_DEADLINE: Duration = Duration::from_millis(2_500);
+/// A live read that is to confirm the cache must not use up the time of the answer.
+const VERIFY_DEADLINE: Duration = Duration::from_millis(1_500);
+/// A replica that was heard so lately could have reached this one, milliseconds.
+const IN_TOUCH_MS: u64 = 3_000;
 /// An object that a live read did not find is not looked for again for this time.
 const MISS_TTL: Duration = Duration::from_secs(2);
 /// Misses that are remembered.
 const MISSES: u64 = 4_096;
-/// Live reads a second.
+/// Live reads a second of objects that the watch has not shown.
 const LIVE_READS: u32 = 20;
+/// Live reads a second that confirm the cache.
+const VERIFYING_READS: u32 = 100;
 
-/// A report, read and checked.
-#[derive(Debug, Default)]
-pub struct Incoming {
-    /// Version of the agent.
-    pub agent_version: Option<Arc<str>>,
-    /// Random per start of the agent. Without it the sequence is ignored.
-    pub boot_id: Option<Arc<str>>,
-    /// Grows within the bootId.
-    pub sequence: Option<u64>,
-    /// The observations that could be read.
-    pub observations: Vec<Observed>,
-    /// Hash of everything above but the sequence; lets the same report be recognised.
-    pub fingerprint: Option<u64>,
+/// How a report gets to the owner of its device.
+pub trait Relay: Send + Sync + 'static {
+    /// Passes a report on as the device sent it, and its answer back. The owner answers within 2 s.
+    ///
+    /// # Errors
+    /// When it has not been answered; it may have been taken in all the same.
+    fn forward<'a>(
+        &'a self,
+        to: &'a Member,
+        device: &'a str,
+        connect: bool,
+        body: Bytes,
+    ) -> BoxFuture<'a, Result<Outcome, Unanswered>>;
+
+    /// Whether there never is another replica.
+    fn is_alone(&self) -> bool {
+        false
+    }
 }
 
-/// How a report is answered.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Outcome {
-    /// Written, or nothing to write.
-    Done {
-        /// Observations that were not applied.
-        rejected: Vec<Rejection>,
-    },
-    /// There were observations, and all of them were of other devices' processes.
-    AllNotYours,
-    /// Not (yet) written.
-    Later {
-        /// When to repeat the report, seconds.
-        retry_after_seconds: u64,
-    },
+/// Why the owner of a device did not answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum Unanswered {
+    /// It does not take itself for the owner, or does not know the device.
+    #[error("it is not the owner")]
+    NotOwner,
+    /// There is no way to it.
+    #[error("it cannot be reached")]
+    Unreachable,
+    /// It took too long.
+    #[error("it did not answer in time")]
+    Timeout,
+    /// It does not take anything from this replica, or not this.
+    #[error("it refused")]
+    Refused,
+}
+
+/// The way to nobody, of a replica that works alone.
+#[derive(Debug, Clone, Copy)]
+pub struct NoRelay;
+
+/// Why a report that another replica passed on is not taken in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum NotTaken {
+    /// Another replica owns the device, as far as is known here.
+    #[error("this replica does not own the device")]
+    NotOwner,
+    /// Nothing is known of the device here (yet).
+    #[error("this replica does not know the device")]
+    Unknown,
 }
 
 /// See the module.
@@ -71,180 +113,355 @@ pub struct Intake {
     directory: Arc<Directory>,
     roll: Arc<Roll>,
     writer: Arc<Writer>,
+    ownership: Arc<Ownership>,
+    relay: Arc<dyn Relay>,
     metrics: StatusMetrics,
     misses: Cache<Key, ()>,
     live_reads: Mutex<TokenBucket>,
+    verifying_reads: Mutex<TokenBucket>,
     start: Instant,
 }
 
-enum Found {
-    Yours(Arc<Process>),
-    NotYours,
-    Gone,
-    Unknown,
+/// A report that is being seen to.
+struct Case<'a> {
+    device: &'a str,
+    reported: Vec<Arc<Reported>>,
+    agent_version: Option<Text>,
+    /// bootId and sequence, unless a newer report is known.
+    order: Option<(Text, u64)>,
+    fingerprint: Option<u64>,
+    /// State of the index before it was looked at.
+    version: Option<u64>,
+    /// Objects that a live read did not find.
+    gone: HashSet<Key>,
+    /// When it has to be answered.
+    deadline: Instant,
+}
+
+// === impl Unanswered ===
+
+impl Unanswered {
+    /// Label value of the metric.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::NotOwner => "not_owner",
+            Self::Unreachable => "unreachable",
+            Self::Timeout => "timeout",
+            Self::Refused => "refused",
+        }
+    }
+}
+
+// === impl NoRelay ===
+
+impl Relay for NoRelay {
+    fn forward<'a>(
+        &'a self,
+        _: &'a Member,
+        _: &'a str,
+        _: bool,
+        _: Bytes,
+    ) -> BoxFuture<'a, Result<Outcome, Unanswered>> {
+        Box::pin(async { Err(Unanswered::Unreachable) })
+    }
+
+    fn is_alone(&self) -> bool {
+        true
+    }
 }
 
 // === impl Intake ===
 
 impl Intake {
-    /// An intake that hands what is to be written to a writer.
+    /// An intake that hands what is to be written to a writer, and what is another replica's to a relay.
     #[must_use]
-    pub fn new(directory: Arc<Directory>, roll: Arc<Roll>, writer: Arc<Writer>, metrics: StatusMetrics) -> Arc<Self> {
+    pub fn new(
+        directory: Arc<Directory>,
+        roll: Arc<Roll>,
+        writer: Arc<Writer>,
+        ownership: Arc<Ownership>,
+        relay: Arc<dyn Relay>,
+        metrics: StatusMetrics,
+    ) -> Arc<Self> {
         Arc::new(Self {
             directory,
             roll,
             writer,
+            ownership,
+            relay,
             metrics,
             misses: Cache::builder().max_capacity(MISSES).time_to_live(MISS_TTL).build(),
             live_reads: Mutex::new(TokenBucket::new(LIVE_READS)),
+            verifying_reads: Mutex::new(TokenBucket::new(VERIFYING_READS)),
             start: Instant::now(),
         })
     }
 
-    /// The short way for the report that every device sends all day: notes the sign of life; true when the
-    /// same report left nothing to do before and nothing has changed since. Otherwise nothing is noted.
+    /// The short way for the report that every device sends all day, whoever owns the device: notes the sign of life;
+    /// true when the same report left nothing to do right before, and nothing has changed since. Otherwise nothing is
+    /// noted.
     #[must_use]
     pub fn is_settled(&self, device: &str, boot_id: &str, sequence: u64, fingerprint: u64) -> bool {
         let version = self.directory.read(|index| index.device(device).map(|device| device.version));
-        version.is_some_and(|version| self.roll.heard_the_same(device, boot_id, sequence, fingerprint, version))
+        version
+            .filter(|_| !self.roll.is_isolated())
+            .is_some_and(|version| self.roll.heard_the_same(device, boot_id, sequence, fingerprint, version))
     }
 
     /// Takes in a report of a known device. The sign of life counts at once, whatever becomes of the rest.
     pub async fn report(&self, device: &str, incoming: Incoming) -> Outcome {
-        let started = Instant::now();
+        if self.roll.is_isolated() {
+            // An ack would keep the device here, and the others would take it for dead.
+            self.roll.heard(device);
+            return self.later();
+        }
+        let view = self.ownership.view();
+        let place = match view.owner(device_hash(device)) {
+            Owner::Me if self.relay.is_alone() => Place::Alone,
+            Owner::Me => Place::Owner,
+            Owner::Peer(_) => Place::Other,
+        };
+        self.see_to(device, incoming, &view, place, Instant::now() + DEADLINE).await
+    }
+
+    /// Takes in a report that another replica passed on. It goes no further. The sign of life counts here, too.
+    ///
+    /// # Errors
+    /// When this replica is not the one to see to it.
+    pub async fn forwarded(&self, device: &str, incoming: Incoming) -> Result<Outcome, NotTaken> {
+        let view = self.ownership.view();
+        if !view.is_mine(device_hash(device)) {
+            return Err(NotTaken::NotOwner);
+        }
+        if !self.directory.read(|index| index.serves_devices() && index.device(device).is_some()) {
+            return Err(NotTaken::Unknown);
+        }
+        Ok(self.see_to(device, incoming, &view, Place::Owner, Instant::now() + FORWARDED_DEADLINE).await)
+    }
+
+    async fn see_to(
+        &self,
+        device: &str,
+        mut incoming: Incoming,
+        view: &View,
+        mut place: Place,
+        deadline: Instant,
+    ) -> Outcome {
         self.roll.heard(device);
-        let freshness = self.roll.order(device, incoming.boot_id.as_deref(), incoming.sequence, || self.seed(device));
-        let version = self.directory.read(|index| index.device(device).map(|device| device.version));
-        let order = incoming.boot_id.zip(incoming.sequence).map(|(boot_id, sequence)| LastReport { boot_id, sequence });
-        let mut rejected = Vec::new();
-        let mut jobs = self.reconnected(device);
-        let mut unread = false;
-        let observations = if freshness == Freshness::Old { Vec::new() } else { incoming.observations };
-        let (count, mut clean) = (observations.len(), true);
-        for observed in observations {
-            let key = Key { namespace: observed.namespace.as_str().into(), name: observed.name.as_str().into() };
-            match self.find(device, &key).await {
-                Found::Yours(process) => {
-                    let reported = Arc::new(Reported { observed, order: order.clone() });
-                    let input = Input { agent: AgentState::Alive, counts: true, reported: Some(&reported) };
-                    let change = project(&process, input, clock::unix_seconds());
-                    if change.is_some() || self.writer.is_pending(Kind::Process, &process.key) {
-                        let urgent = change.is_none_or(|change| change.urgent);
-                        jobs.insert((Kind::Process, process.key.clone()), (Job::reporting(reported), urgent));
-                    }
-                }
-                Found::NotYours => rejected.push(Rejection {
-                    namespace: observed.namespace,
-                    name: observed.name,
-                    reason: "NotYours".into(),
-                }),
-                Found::Gone => clean = false,
-                Found::Unknown => unread = true,
+        let said = incoming.fingerprint.unwrap_or(0);
+        let (boot_id, sequence) = (incoming.boot_id.as_deref(), incoming.sequence);
+        let (freshness, footing) = self.roll.order(device, boot_id, sequence, said, || self.seed(device));
+        let footing = if freshness == Freshness::Old {
+            incoming.outdate();
+            Footing::Unknown
+        } else {
+            footing
+        };
+        if place == Place::Owner && self.is_in_touch(view, footing) {
+            place = Place::InTouch;
+        }
+        let mut case = Case {
+            device,
+            reported: incoming.reported(),
+            order: incoming.boot_id.clone().zip(incoming.sequence),
+            fingerprint: incoming.fingerprint,
+            agent_version: incoming.agent_version,
+            version: self.directory.read(|index| index.device(device).map(|device| device.version)),
+            gone: HashSet::new(),
+            deadline,
+        };
+        let bare = case.agent_version.is_none() && case.reported.is_empty();
+        let mut assessment = self.assess(&case);
+        let mut course = assessment.course(footing, bare, place);
+        if course == Course::Forward {
+            if let Some(outcome) = self.forward(&case, view, incoming.connect, incoming.body).await {
+                return outcome;
             }
+            // Meanwhile the owner may have written after all.
+            place = Place::Fallback;
+            assessment = self.assess(&case);
+            course = assessment.course(footing, bare, place);
         }
-        self.agent_version(device, incoming.agent_version, &mut jobs);
-        let settled = jobs.is_empty() && rejected.is_empty() && clean && !unread && freshness == Freshness::New;
-        if let (true, Some(fingerprint), Some(version)) = (settled, incoming.fingerprint, version) {
-            self.roll.settle(device, fingerprint, version);
-        }
-        if count > 0 && rejected.len() == count && jobs.is_empty() {
-            return Outcome::AllNotYours;
-        }
-        let mut waits = Vec::new();
-        for ((kind, key), (mut job, urgent)) in jobs {
-            if urgent {
-                let (written, wait) = oneshot::channel();
-                job.waiting.push(written);
-                waits.push(wait);
-            }
-            if self.writer.submit(kind, key, job).is_err() {
+        if course == Course::Verify {
+            if !self.verify(&assessment.agreed, deadline).await {
                 return self.later();
             }
+            assessment = self.assess(&case);
+        }
+        let unread = self.look_up(&mut case, &mut assessment).await;
+        self.apply(&case, assessment, unread, place != Place::Other).await
+    }
+
+    /// Whether there are other replicas, and all of them were heard just now; where nothing is known of any report,
+    /// also when the apiserver says that there are none. Asked only where it matters.
+    fn is_in_touch(&self, view: &View, footing: Footing) -> bool {
+        let peers = view.peers().count();
+        let heard = || {
+            let hearing = self.roll.hearing();
+            hearing.heard >= hearing.peers.max(peers) && hearing.oldest_ms <= IN_TOUCH_MS
+        };
+        match footing {
+            Footing::Elsewhere { same_words: true } => peers > 0 && heard(),
+            Footing::Unknown if peers == 0 => self.ownership.standing().apiserver,
+            Footing::Unknown => heard(),
+            _ => false,
+        }
+    }
+
+    fn assess(&self, case: &Case) -> Assessment {
+        self.directory.read(|index| {
+            Assessment::new(
+                index,
+                case.device,
+                case.agent_version.as_ref(),
+                &case.reported,
+                |kind, key| self.writer.is_pending(kind, key),
+                |key| case.gone.contains(key),
+                clock::unix_seconds(),
+            )
+        })
+    }
+
+    /// The owner's answer, if it gives one.
+    async fn forward(&self, case: &Case<'_>, view: &View, connect: bool, body: Bytes) -> Option<Outcome> {
+        let Owner::Peer(owner) = view.owner(device_hash(case.device)) else { return None };
+        let answer = timeout(FORWARD_DEADLINE, self.relay.forward(owner, case.device, connect, body)).await;
+        match answer.unwrap_or(Err(Unanswered::Timeout)) {
+            Ok(outcome) => {
+                self.metrics.forwards.with_label_values(&["ok"]).inc();
+                if matches!(outcome, Outcome::Done { .. }) {
+                    self.acknowledge(case, false);
+                }
+                Some(outcome)
+            }
+            Err(error) => {
+                self.metrics.forwards.with_label_values(&[error.as_str()]).inc();
+                tracing::debug!(device = case.device, owner = &*owner.identity, %error, "the owner does not answer");
+                None
+            }
+        }
+    }
+
+    /// Writes what differs and waits for what the acknowledgement waits for.
+    async fn apply(&self, case: &Case<'_>, assessment: Assessment, unread: bool, take: bool) -> Outcome {
+        let Assessment { jobs, rejected, .. } = assessment;
+        let count = case.reported.len();
+        let all_rejected = count > 0 && rejected.len() == count;
+        let settled = jobs.is_empty() && rejected.is_empty() && case.gone.is_empty() && !unread;
+        if all_rejected && jobs.is_empty() {
+            return Outcome::AllNotYours;
+        }
+        // While this one was forwarded or looked up a newer one may have been taken in, and must keep the last word.
+        let overtaken = |(boot_id, sequence): &(Text, u64)| self.roll.is_overtaken(case.device, boot_id, *sequence);
+        if case.order.as_ref().is_some_and(overtaken) {
+            return self.later();
+        }
+        let Ok(waits) = self.submit(jobs) else { return self.later() };
+        if let Some((boot_id, sequence)) = case.order.as_ref().filter(|_| take && !unread) {
+            self.roll.took(case.device, boot_id, *sequence);
         }
         for wait in waits {
-            let left = DEADLINE.saturating_sub(started.elapsed());
-            if !matches!(tokio::time::timeout(left, wait).await, Ok(Ok(()))) {
+            let left = case.deadline.saturating_duration_since(Instant::now());
+            if !matches!(timeout(left, wait).await, Ok(Ok(()))) {
                 return self.later();
             }
         }
         if unread {
             return self.later();
         }
-        if count > 0 && rejected.len() == count {
-            return Outcome::AllNotYours;
+        self.acknowledge(case, settled);
+        if all_rejected { Outcome::AllNotYours } else { Outcome::Done { rejected } }
+    }
+
+    /// Queues what is to be written; returns what the acknowledgement has to wait for.
+    fn submit(&self, jobs: Jobs) -> Result<Vec<oneshot::Receiver<()>>, super::queue::Full> {
+        let mut waits = Vec::new();
+        for ((kind, key), wanted) in jobs {
+            let mut job = Job::wanted(wanted.reported, wanted.agent_version, !wanted.urgent);
+            if wanted.urgent {
+                let (written, wait) = oneshot::channel();
+                job.waiting.push(written);
+                waits.push(wait);
+            }
+            self.writer.submit(kind, key, job)?;
         }
-        Outcome::Done { rejected }
+        Ok(waits)
     }
 
-    /// Everything of a device whose status does not say yet that it reports.
-    fn reconnected(&self, device: &str) -> BTreeMap<(Kind, Key), (Job, bool)> {
-        self.directory.read(|index| {
-            let Some(known) = index.device(device) else { return BTreeMap::new() };
-            let cross = index.settings().allow_cross_namespace;
-            let processes = known.processes.iter().filter(|process| {
-                known.counts(&process.key.namespace, cross)
-                    && process.status.is(ConditionType::AgentConnected) != Some(true)
-            });
-            let switches = known.switches.iter().filter(|switch| switch.status.connected.map(|c| c.0) != Some(true));
-            processes
-                .map(|process| (Kind::Process, process.key.clone()))
-                .chain(switches.map(|switch| (Kind::Switch, switch.key.clone())))
-                .map(|key| (key, (Job::default(), true)))
-                .collect()
-        })
-    }
-
-    fn agent_version(&self, device: &str, version: Option<Text>, jobs: &mut BTreeMap<(Kind, Key), (Job, bool)>) {
-        let Some(version) = version else { return };
-        let stale = self.directory.read(|index| {
-            let switches = index.device(device).map(|device| device.switches.as_slice()).unwrap_or_default();
-            let differs = switches
-                .iter()
-                .filter(|switch| project_switch(&switch.status, AgentState::Alive, Some(&version), 0).is_some());
-            differs.map(|switch| switch.key.clone()).collect::<Vec<_>>()
-        });
-        for key in stale {
-            jobs.entry((Kind::Switch, key)).or_insert_with(|| (Job::default(), true)).0.agent_version =
-                Some(version.clone());
+    fn acknowledge(&self, case: &Case, settled: bool) {
+        if let (Some((boot_id, sequence)), Some(fingerprint)) = (&case.order, case.fingerprint) {
+            let version = case.version.filter(|_| settled);
+            self.roll.acknowledged(case.device, boot_id, *sequence, fingerprint, version);
         }
     }
 
-    async fn find(&self, device: &str, key: &Key) -> Found {
-        let look = || {
-            self.directory.read(|index| {
-                let process = index.process(&key.namespace, &key.name)?;
-                let cross = index.settings().allow_cross_namespace;
-                let counts = index.device(device).is_some_and(|device| device.counts(&key.namespace, cross));
-                Some(if &*process.device == device && counts { Found::Yours(process.clone()) } else { Found::NotYours })
-            })
-        };
-        if let Some(found) = look() {
-            return found;
+    /// Looks for objects that the index does not know; true when that could not be done for all of them.
+    async fn look_up(&self, case: &mut Case<'_>, assessment: &mut Assessment) -> bool {
+        let mut unread = false;
+        let mut found = false;
+        for key in std::mem::take(&mut assessment.unknown) {
+            match self.find(case.device, &key).await {
+                Some(true) => found = true,
+                Some(false) => {
+                    case.gone.insert(key);
+                }
+                None => unread = true,
+            }
         }
+        if found {
+            *assessment = self.assess(case);
+            // Found live but shown to be gone by the watch meanwhile.
+            case.gone.extend(std::mem::take(&mut assessment.unknown));
+        }
+        unread
+    }
+
+    /// Whether an object exists; `None` when that cannot be said now.
+    async fn find(&self, device: &str, key: &Key) -> Option<bool> {
         if self.misses.contains_key(key) {
-            return Found::Gone;
+            return Some(false);
         }
         let count = |result: &str| self.metrics.live_reads.with_label_values(&[result]).inc();
-        let now = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
-        if self.live_reads.lock().take(now).is_err() {
+        if self.live_reads.lock().take(self.now_ms()).is_err() {
             count("limited");
-            return Found::Unknown;
+            return None;
         }
         match self.writer.read_live(Kind::Process, key).await {
-            Ok(true) => count("found"),
+            Ok(true) => {
+                count("found");
+                Some(true)
+            }
             Ok(false) => {
                 count("gone");
                 self.misses.insert(key.clone(), ());
-                return Found::Gone;
+                Some(false)
             }
             Err(error) => {
                 count("error");
                 tracing::debug!(device, error, "live read failed");
-                return Found::Unknown;
+                None
             }
         }
-        // Found live but shown to be gone by the watch meanwhile.
-        look().unwrap_or(Found::Gone)
+    }
+
+    /// Reads objects live, so that the index is no older than this; false when that could not be done.
+    async fn verify(&self, keys: &[Key], deadline: Instant) -> bool {
+        let count = |result: &str| self.metrics.verifying_reads.with_label_values(&[result]).inc();
+        let until = deadline.min(Instant::now() + VERIFY_DEADLINE);
+        for key in keys {
+            if self.verifying_reads.lock().take(self.now_ms()).is_err() {
+                count("limited");
+                return false;
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if !matches!(timeout(left, self.writer.read_live(Kind::Process, key)).await, Ok(Ok(_))) {
+                count("error");
+                return false;
+            }
+            count("ok");
+        }
+        true
     }
 
     /// The order of reports that the statuses remember: the latest one's.
@@ -254,14 +471,19 @@ impl Intake {
             let latest = processes
                 .filter(|process| process.status.last_report.is_some())
                 .max_by_key(|process| process.revision)?;
-            latest.status.last_report.as_ref().map(|last| Order::seeded(&last.boot_id, last.sequence))
+            latest.status.last_report.as_ref().map(|last| Order::seeded(fingerprint(&last.boot_id), last.sequence))
         })
     }
 
     fn later(&self) -> Outcome {
-        // Differing delays spread the devices that come back together; a full queue spreads them wider.
-        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-        let most = 7 + (self.writer.fill().clamp(0.0, 1.0) * 3.0).round() as u64;
-        Outcome::Later { retry_after_seconds: rand::rng().random_range(2..=most) }
+        Outcome::Later { retry_after_seconds: rand::rng().random_range(2..=self.writer.patience_seconds()) }
+    }
+
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 }
+
+#[cfg(test)]
+#[path = "intake_tests.rs"]
+mod tests;

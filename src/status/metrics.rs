@@ -1,7 +1,8 @@
 //! Edge: metrics of status writes and events.
 
+use super::limiter::Class;
 use crate::desired::record::Reason;
-use prometheus::{Histogram, HistogramOpts, IntCounterVec, IntGauge, Opts, Registry};
+use prometheus::{GaugeVec, Histogram, HistogramOpts, IntCounterVec, IntGauge, Opts, Registry};
 
 /// Results of a status patch, and the label values that stand for them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +34,12 @@ pub struct StatusMetrics {
     pub events: IntCounterVec,
     /// `praetor_live_reads_total`.
     pub live_reads: IntCounterVec,
+    /// `praetor_verifying_reads_total`.
+    pub verifying_reads: IntCounterVec,
+    /// `praetor_forwards_total`.
+    pub forwards: IntCounterVec,
+    /// `praetor_status_write_rate`.
+    pub write_rate: GaugeVec,
 }
 
 // === impl PatchResult ===
@@ -95,6 +102,27 @@ impl StatusMetrics {
                 ),
                 &["result"],
             )?,
+            verifying_reads: IntCounterVec::new(
+                Opts::new(
+                    "praetor_verifying_reads_total",
+                    "Reads of objects whose status agrees with a report, while another replica may have had one in between, by result.",
+                ),
+                &["result"],
+            )?,
+            forwards: IntCounterVec::new(
+                Opts::new(
+                    "praetor_forwards_total",
+                    "Reports that were passed on to the owner of their device, by result; all but ok were applied here.",
+                ),
+                &["result"],
+            )?,
+            write_rate: GaugeVec::new(
+                Opts::new(
+                    "praetor_status_write_rate",
+                    "Writes a second that each class may do now; less than configured while the apiserver is busy.",
+                ),
+                &["class"],
+            )?,
         };
         for result in PatchResult::ALL {
             metrics.patches.with_label_values(&[result.as_str()]);
@@ -107,12 +135,24 @@ impl StatusMetrics {
         for result in ["found", "gone", "error", "limited"] {
             metrics.live_reads.with_label_values(&[result]);
         }
+        for result in ["ok", "limited", "error"] {
+            metrics.verifying_reads.with_label_values(&[result]);
+        }
+        for result in ["ok", "not_owner", "unreachable", "timeout", "refused"] {
+            metrics.forwards.with_label_values(&[result]);
+        }
+        for class in Class::ALL {
+            metrics.write_rate.with_label_values(&[class.as_str()]);
+        }
         registry.register(Box::new(metrics.patches.clone()))?;
         registry.register(Box::new(metrics.patch_seconds.clone()))?;
         registry.register(Box::new(metrics.queue_depth.clone()))?;
         registry.register(Box::new(metrics.queue_oldest.clone()))?;
         registry.register(Box::new(metrics.events.clone()))?;
         registry.register(Box::new(metrics.live_reads.clone()))?;
+        registry.register(Box::new(metrics.verifying_reads.clone()))?;
+        registry.register(Box::new(metrics.forwards.clone()))?;
+        registry.register(Box::new(metrics.write_rate.clone()))?;
         Ok(metrics)
     }
 

@@ -2,16 +2,19 @@
 //!
 //! - [`observed`]: one observation, read and checked
 //! - [`projection`]: status + what is known → next status and its events, or nothing
-//! - [`queue`], [`limiter`]: what waits to be written, and how fast it may be
-//! - [`intake`]: takes reports in and answers them
+//! - [`queue`], [`limiter`], [`pace`]: what waits to be written, and how fast it may be
+//! - [`assess`]: what a report changes, and who has to see to it
+//! - [`intake`]: takes reports in and answers them, here or through the owner of the device
 //! - [`writer`]: derives patches when they are sent, and sends them
 //! - [`events`]: each transition's event exactly once
 //! - [`metrics`]
+pub mod assess;
 pub mod events;
 pub mod intake;
 pub mod limiter;
 pub mod metrics;
 pub mod observed;
+pub mod pace;
 pub mod projection;
 pub mod queue;
 pub mod writer;

@@ -71,6 +71,16 @@ pub fn project(process: &Process, input: Input, now: i64) -> Option<Change> {
     Some(Change { record: next, reasons, urgent })
 }
 
+/// What to write where there is nothing to write, but a patch may still come whose answer was lost: the place of the
+/// report in the order alone. With it the object has another version, and that patch comes to nothing. `None` when
+/// the status holds it already.
+#[must_use]
+pub fn fence(before: &Record, order: &LastReport) -> Option<Change> {
+    let new = i64::try_from(order.sequence).is_ok() && before.last_report.as_ref() != Some(order);
+    let record = Record { last_report: Some(order.clone()), ..before.clone() };
+    new.then_some(Change { record, reasons: Vec::new(), urgent: true })
+}
+
 /// The next status of a NetworkSwitch; `None` when nothing changed.
 #[must_use]
 pub fn project_switch(

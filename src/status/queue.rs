@@ -1,4 +1,5 @@
-//! Pure: what waits to be written. One slot an object, latest wins, one in flight.
+//! Pure: what waits to be written. One slot an object, latest wins, one in flight; what changed before what merely
+//! counts, and every device in its turn.
 //!
 //! Inputs are queued, never patches: what a patch must say is known only when it is sent. Times are
 //! milliseconds on one monotonic clock.
@@ -6,28 +7,58 @@
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::hash::Hash;
 
+/// So many transitions may go before one counter that waits.
+const TRANSITIONS_AHEAD: u32 = 15;
+
+/// What kind of work it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub enum Lane {
+    /// Somebody waits for it, or a status is wrong until it is done.
+    #[default]
+    Transitions,
+    /// It may wait.
+    Counters,
+}
+
 /// Work that can swallow the older work of the same object.
 pub trait Merge {
     /// Takes over from `older` what this, the newer one, does not say itself.
     fn absorb(&mut self, older: Self);
+
+    /// In which lane it waits.
+    fn lane(&self) -> Lane {
+        Lane::Transitions
+    }
 }
 
 #[derive(Debug)]
-struct Slot<T> {
+struct Slot<D, T> {
     /// What waits; `None` while it is in flight and nothing newer has come.
     waiting: Option<T>,
     in_flight: bool,
+    /// Whose turn it is with.
+    device: D,
     /// When the oldest work that is not done came.
     since_ms: u64,
     not_before_ms: u64,
 }
 
-/// See the module.
+/// What is due in a lane: the devices in turn, and their objects.
 #[derive(Debug)]
-pub struct Queue<K, T> {
+struct Turns<D, K> {
+    turns: VecDeque<D>,
+    objects: HashMap<D, VecDeque<K>>,
+}
+
+/// See the module. `D` names devices, `K` objects.
+#[derive(Debug)]
+pub struct Queue<D, K, T> {
     capacity: usize,
-    slots: HashMap<K, Slot<T>>,
-    ready: VecDeque<K>,
+    slots: HashMap<K, Slot<D, T>>,
+    transitions: Turns<D, K>,
+    counters: Turns<D, K>,
+    /// Transitions that went since the last counter.
+    ahead: u32,
     later: BTreeSet<(u64, K)>,
 }
 
@@ -35,30 +66,78 @@ pub struct Queue<K, T> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Full;
 
+// === impl Lane ===
+
+impl Lane {
+    /// Every lane, the first one first.
+    pub const ALL: [Self; 2] = [Self::Transitions, Self::Counters];
+}
+
+// === impl Turns ===
+
+impl<D: Clone + Eq + Hash, K> Turns<D, K> {
+    fn new() -> Self {
+        Self { turns: VecDeque::new(), objects: HashMap::new() }
+    }
+
+    fn push(&mut self, device: D, key: K) {
+        let objects = self.objects.entry(device.clone()).or_default();
+        if objects.is_empty() {
+            self.turns.push_back(device);
+        }
+        objects.push_back(key);
+    }
+
+    fn pop(&mut self) -> Option<K> {
+        let device = self.turns.pop_front()?;
+        let objects = self.objects.get_mut(&device)?;
+        let key = objects.pop_front();
+        if objects.is_empty() {
+            self.objects.remove(&device);
+        } else {
+            self.turns.push_back(device);
+        }
+        key
+    }
+}
+
 // === impl Queue ===
 
-impl<K: Clone + Eq + Hash + Ord, T: Merge> Queue<K, T> {
+impl<D: Clone + Eq + Hash, K: Clone + Eq + Hash + Ord, T: Merge> Queue<D, K, T> {
     /// A queue for at most `capacity` objects.
     #[must_use]
     pub fn new(capacity: usize) -> Self {
-        Self { capacity, slots: HashMap::new(), ready: VecDeque::new(), later: BTreeSet::new() }
+        Self {
+            capacity,
+            slots: HashMap::new(),
+            transitions: Turns::new(),
+            counters: Turns::new(),
+            ahead: 0,
+            later: BTreeSet::new(),
+        }
     }
 
-    /// Queues work, to be done not before a moment. Work that is already waiting for the object is absorbed,
-    /// and the earlier moment holds.
+    /// Queues work on an object of a device, to be done not before a moment. Work that is already waiting for the
+    /// object is absorbed, and the earlier moment holds.
     ///
     /// # Errors
     /// When the object has no slot and there is no room for another.
-    pub fn push(&mut self, key: K, mut work: T, now_ms: u64, not_before_ms: u64) -> Result<(), Full> {
+    pub fn push(&mut self, device: D, key: K, mut work: T, now_ms: u64, not_before_ms: u64) -> Result<(), Full> {
         let full = self.slots.len() >= self.capacity;
         match self.slots.get_mut(&key) {
             Some(slot) => {
                 if let Some(older) = slot.waiting.take() {
+                    let before = older.lane();
                     work.absorb(older);
+                    let hurries = slot.not_before_ms > now_ms && not_before_ms < slot.not_before_ms;
+                    let climbs = work.lane() < before && slot.not_before_ms <= now_ms;
                     slot.waiting = Some(work);
-                    if slot.not_before_ms > now_ms && not_before_ms < slot.not_before_ms {
+                    if hurries {
                         self.later.remove(&(slot.not_before_ms, key.clone()));
                         slot.not_before_ms = not_before_ms;
+                    }
+                    // Where it waited before is passed over when its turn comes there.
+                    if hurries || climbs {
                         self.enqueue(key, now_ms);
                     }
                 } else {
@@ -68,35 +147,45 @@ impl<K: Clone + Eq + Hash + Ord, T: Merge> Queue<K, T> {
             }
             None if full => return Err(Full),
             None => {
-                self.slots.insert(
-                    key.clone(),
-                    Slot { waiting: Some(work), in_flight: false, since_ms: now_ms, not_before_ms },
-                );
+                let slot = Slot { waiting: Some(work), in_flight: false, device, since_ms: now_ms, not_before_ms };
+                self.slots.insert(key.clone(), slot);
                 self.enqueue(key, now_ms);
             }
         }
         Ok(())
     }
 
-    /// The next work that is due; its object is in flight until [`Queue::done`] or [`Queue::retry`].
-    pub fn pop(&mut self, now_ms: u64) -> Option<(K, T)> {
+    /// The next work that is due in a lane that is open; its object is in flight until [`Queue::done`] or
+    /// [`Queue::retry`].
+    pub fn pop(&mut self, now_ms: u64, is_open: impl Fn(Lane) -> bool) -> Option<(K, T)> {
         while let Some((due, _)) = self.later.first() {
             if *due > now_ms {
                 break;
             }
             if let Some((_, key)) = self.later.pop_first() {
-                self.ready.push_back(key);
+                self.ready(key);
             }
         }
-        while let Some(key) = self.ready.pop_front() {
-            if let Some(slot) = self.slots.get_mut(&key).filter(|slot| !slot.in_flight)
-                && let Some(work) = slot.waiting.take()
-            {
-                slot.in_flight = true;
-                return Some((key, work));
-            }
+        let counter_first = self.ahead >= TRANSITIONS_AHEAD;
+        let lanes = if counter_first { [Lane::Counters, Lane::Transitions] } else { Lane::ALL };
+        lanes.into_iter().filter(|lane| is_open(*lane)).find_map(|lane| self.pop_lane(lane, now_ms))
+    }
+
+    fn pop_lane(&mut self, lane: Lane, now_ms: u64) -> Option<(K, T)> {
+        loop {
+            let key = match lane {
+                Lane::Transitions => self.transitions.pop(),
+                Lane::Counters => self.counters.pop(),
+            }?;
+            let slot = self.slots.get_mut(&key).filter(|slot| !slot.in_flight && slot.not_before_ms <= now_ms);
+            let Some(slot) = slot.filter(|slot| slot.waiting.as_ref().is_some_and(|work| work.lane() == lane)) else {
+                continue;
+            };
+            let Some(work) = slot.waiting.take() else { continue };
+            slot.in_flight = true;
+            self.ahead = if lane == Lane::Counters { 0 } else { self.ahead.saturating_add(1) };
+            return Some((key, work));
         }
-        None
     }
 
     /// The work in flight is done. What came meanwhile is queued.
@@ -116,11 +205,25 @@ impl<K: Clone + Eq + Hash + Ord, T: Merge> Queue<K, T> {
         let Some(slot) = self.slots.get_mut(key) else { return };
         slot.in_flight = false;
         match &mut slot.waiting {
-            Some(newer) => newer.absorb(work),
-            None => slot.waiting = Some(work),
+            Some(newer) => {
+                // What may wait does not hold up what may not.
+                if newer.lane() >= work.lane() {
+                    slot.not_before_ms = not_before_ms;
+                }
+                newer.absorb(work);
+            }
+            None => {
+                slot.waiting = Some(work);
+                slot.not_before_ms = not_before_ms;
+            }
         }
-        slot.not_before_ms = not_before_ms;
         self.enqueue(key.clone(), now_ms);
+    }
+
+    /// The work in flight will not be done; what came meanwhile is not either, since it may build on it, and is
+    /// returned.
+    pub fn give_up(&mut self, key: &K) -> Option<T> {
+        self.slots.remove(key)?.waiting
     }
 
     /// When the next work is due that is not due yet.
@@ -157,84 +260,22 @@ impl<K: Clone + Eq + Hash + Ord, T: Merge> Queue<K, T> {
     fn enqueue(&mut self, key: K, now_ms: u64) {
         let Some(slot) = self.slots.get(&key) else { return };
         if slot.not_before_ms <= now_ms {
-            self.ready.push_back(key);
+            self.ready(key);
         } else {
             self.later.insert((slot.not_before_ms, key));
+        }
+    }
+
+    fn ready(&mut self, key: K) {
+        let Some(slot) = self.slots.get(&key) else { return };
+        let lane = slot.waiting.as_ref().map_or(Lane::Transitions, Merge::lane);
+        match lane {
+            Lane::Transitions => self.transitions.push(slot.device.clone(), key),
+            Lane::Counters => self.counters.push(slot.device.clone(), key),
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    impl Merge for Vec<u32> {
-        fn absorb(&mut self, mut older: Self) {
-            older.append(self);
-            *self = older;
-        }
-    }
-
-    #[test]
-    fn one_slot_one_in_flight() {
-        let mut queue = Queue::new(2);
-        queue.push("a", vec![1], 0, 0).unwrap();
-        queue.push("a", vec![2], 1, 1).unwrap();
-        queue.push("b", vec![3], 1, 1).unwrap();
-        assert_eq!(queue.push("c", vec![4], 1, 1), Err(Full));
-        assert_eq!(queue.pop(1), Some(("a", vec![1, 2])));
-        queue.push("a", vec![5], 2, 2).unwrap();
-        assert_eq!(queue.pop(2), Some(("b", vec![3])));
-        assert_eq!(queue.pop(2), None);
-        queue.done(&"a", 3);
-        assert_eq!(queue.pop(3), Some(("a", vec![5])));
-        queue.done(&"a", 4);
-        queue.done(&"b", 4);
-        assert!(queue.is_empty());
-    }
-
-    #[test]
-    fn later_work_waits_and_newer_work_hurries_it() {
-        let mut queue = Queue::new(9);
-        queue.push("a", vec![1], 0, 60_000).unwrap();
-        assert_eq!((queue.pop(59_999), queue.next_due_ms()), (None, Some(60_000)));
-        queue.push("a", vec![2], 5, 5).unwrap();
-        assert_eq!(queue.pop(5), Some(("a", vec![1, 2])));
-        queue.retry(&"a", vec![1, 2], 6, 1_000);
-        assert_eq!(queue.pop(999), None);
-        assert_eq!(queue.oldest_ms(500), 0);
-        assert_eq!(queue.oldest_ms(1_500), 1_500);
-        assert_eq!(queue.pop(1_000), Some(("a", vec![1, 2])));
-    }
-
-    proptest! {
-        /// Nothing is lost, nothing is done twice, order is kept within an object, and at most one is in flight.
-        #[test]
-        fn everything_is_done_once(steps in prop::collection::vec((0_u8..4, 0_u8..5, 0_u64..50), 1..200)) {
-            let mut queue: Queue<u8, Vec<u32>> = Queue::new(100);
-            let (mut now, mut next, mut done, mut pushed) = (0, 0, Vec::new(), Vec::new());
-            let mut flying: Vec<(u8, Vec<u32>)> = Vec::new();
-            for (step, key, delay) in steps {
-                now += 1;
-                match step {
-                    0 => { next += 1; queue.push(key, vec![next], now, now + delay).unwrap(); pushed.push((key, next)); }
-                    1 => if let Some((key, work)) = queue.pop(now) {
-                        prop_assert!(flying.iter().all(|(other, _)| *other != key));
-                        flying.push((key, work));
-                    },
-                    2 => if let Some((key, work)) = flying.pop() { queue.done(&key, now); done.extend(work.into_iter().map(|n| (key, n))); },
-                    _ => if let Some((key, work)) = flying.pop() { queue.retry(&key, work, now, now + delay); },
-                }
-            }
-            while let Some((key, work)) = flying.pop() { queue.retry(&key, work, now, now); }
-            now += 1_000;
-            while let Some((key, work)) = queue.pop(now) { queue.done(&key, now); done.extend(work.into_iter().map(|n| (key, n))); }
-            prop_assert!(queue.is_empty());
-            for key in 0..5 {
-                let of = |list: &[(u8, u32)]| list.iter().filter(|(k, _)| *k == key).map(|(_, n)| *n).collect::<Vec<_>>();
-                prop_assert_eq!(of(&done), of(&pushed));
-            }
-        }
-    }
-}
+#[path = "queue_tests.rs"]
+mod tests;

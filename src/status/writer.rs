@@ -4,16 +4,18 @@
 //! the apiserver returns goes into the directory at once. A conflict means: read live, derive again.
 
 use super::events::Events;
-use super::limiter::TokenBucket;
+use super::limiter::Class;
 use super::metrics::{PatchResult, StatusMetrics};
-use super::projection::{Input, Reported, project, project_switch};
-use super::queue::{Full, Merge, Queue};
+use super::pace::Pace;
+use super::projection::{Change, Input, Reported, fence, project, project_switch};
+use super::queue::{Full, Lane, Merge, Queue};
 use crate::desired::directory::Directory;
 use crate::desired::index::Kind;
 use crate::desired::lean::{Key, Process, Text};
 use crate::desired::record::{Record, merge_patch};
 use crate::desired::watch::namespaced;
 use crate::presence::roll::Roll;
+use crate::presence::staleness::AgentState;
 use crate::runtime::clock;
 use kube::Client;
 use kube::api::{Patch, PatchParams};
@@ -36,6 +38,8 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 const CONFLICTS: u32 = 5;
 /// What may wait goes alone at most so often, milliseconds.
 const LAZY_MS: u64 = 60_000;
+/// After so long a patch whose answer was lost is not on its way any more, milliseconds.
+const DOUBT_MS: u64 = 120_000;
 /// Longest pause between tries of one object, milliseconds.
 const MAX_BACKOFF_MS: u64 = 10_000;
 
@@ -47,12 +51,25 @@ pub struct Job {
     pub reported: Option<Arc<Reported>>,
     /// The newest version of the agent, of a NetworkSwitch.
     pub agent_version: Option<Text>,
+    /// Whether nobody waits for it and it may go when there is nothing better to do.
+    pub lazy: bool,
     /// Told when it is written, or there was nothing to write; dropped when it cannot be written.
     pub waiting: Vec<oneshot::Sender<()>>,
     /// Tries that failed.
     attempts: u32,
-    /// A patch whose answer was lost, by the transition counter before it: it may have been written.
-    doubt: Option<u64>,
+    doubt: Option<Doubt>,
+}
+
+/// A patch whose answer was lost: it may have been written, or be written yet, as long as the object has the version
+/// that it names.
+#[derive(Debug, Clone, Copy)]
+struct Doubt {
+    /// The transition counter before it.
+    transitions: u64,
+    /// The version that it names.
+    revision: u64,
+    /// When there was a doubt first, milliseconds.
+    since_ms: u64,
 }
 
 /// See the module.
@@ -63,9 +80,8 @@ pub struct Writer {
     events: Arc<Events>,
     metrics: StatusMetrics,
     start: Instant,
-    queue: Mutex<Queue<(Kind, Key), Job>>,
-    capacity: usize,
-    limiter: Mutex<TokenBucket>,
+    queue: Mutex<Queue<Text, (Kind, Key), Job>>,
+    pace: Arc<Pace>,
     /// When each object was last written, for what may wait.
     written: Mutex<HashMap<Key, u64>>,
     changed: Notify,
@@ -96,10 +112,16 @@ enum Next {
 // === impl Job ===
 
 impl Job {
-    /// A new observation.
+    /// What a report said that the status does not say yet.
     #[must_use]
-    pub fn reporting(reported: Arc<Reported>) -> Self {
-        Self { reported: Some(reported), ..Self::default() }
+    pub fn wanted(reported: Option<Arc<Reported>>, agent_version: Option<Text>, lazy: bool) -> Self {
+        Self { reported, agent_version, lazy, ..Self::default() }
+    }
+
+    /// What to write instead of nothing, so that a patch that may still come does not undo what is acknowledged.
+    fn fence(&self, process: &Process) -> Option<Change> {
+        self.doubt?;
+        fence(&process.status, self.reported.as_ref()?.order.as_ref()?)
     }
 
     /// Answers everybody who waits.
@@ -113,18 +135,26 @@ impl Job {
 
 impl Merge for Job {
     fn absorb(&mut self, older: Self) {
-        self.reported = self.reported.take().or(older.reported);
+        // One that had to be looked up may have been overtaken on its way here.
+        if self.reported.is_none() || is_later(older.reported.as_deref(), self.reported.as_deref()) {
+            self.reported = older.reported;
+        }
         self.agent_version = self.agent_version.take().or(older.agent_version);
+        self.lazy &= older.lazy;
         self.waiting.extend(older.waiting);
         self.attempts = self.attempts.max(older.attempts);
-        self.doubt = self.doubt.or(older.doubt);
+        self.doubt = self.doubt.into_iter().chain(older.doubt).max_by_key(|doubt| doubt.revision);
+    }
+
+    fn lane(&self) -> Lane {
+        if self.lazy { Lane::Counters } else { Lane::Transitions }
     }
 }
 
 // === impl Writer ===
 
 impl Writer {
-    /// `client` must not retry by itself. `capacity` bounds the objects that wait, `rate` the patches a second.
+    /// `client` must not retry by itself. `capacity` bounds the objects that wait, `pace` the patches a second.
     #[must_use]
     pub fn new(
         client: Client,
@@ -132,8 +162,8 @@ impl Writer {
         roll: Arc<Roll>,
         events: Arc<Events>,
         metrics: StatusMetrics,
+        pace: Arc<Pace>,
         capacity: usize,
-        rate: u32,
     ) -> Arc<Self> {
         Arc::new(Self {
             client,
@@ -143,8 +173,7 @@ impl Writer {
             metrics,
             start: Instant::now(),
             queue: Mutex::new(Queue::new(capacity)),
-            capacity,
-            limiter: Mutex::new(TokenBucket::new(rate)),
+            pace,
             written: Mutex::new(HashMap::new()),
             changed: Notify::new(),
             closing: AtomicBool::new(false),
@@ -156,8 +185,12 @@ impl Writer {
     /// # Errors
     /// When there is no room for another object.
     pub fn submit(&self, kind: Kind, key: Key, job: Job) -> Result<(), Full> {
+        let device = match kind {
+            Kind::Switch => Some(key.name.clone()),
+            _ => self.directory.read(|index| Some(index.process(&key.namespace, &key.name)?.device.clone())),
+        };
         let now = self.now_ms();
-        self.queue.lock().push((kind, key), job, now, now)?;
+        self.queue.lock().push(device.unwrap_or_default(), (kind, key), job, now, now)?;
         self.changed.notify_one();
         Ok(())
     }
@@ -169,11 +202,13 @@ impl Writer {
         !queue.is_empty() && queue.contains(&(kind, key.clone()))
     }
 
-    /// How full the queue is, 0 to 1.
+    /// The longest delay after which a device may be told to come back, seconds: 7, so that delays differ by 5 s and
+    /// more, and up to 10 as what waits takes longer to write.
     #[must_use]
-    #[allow(clippy::cast_precision_loss)]
-    pub fn fill(&self) -> f64 {
-        self.queue.lock().len() as f64 / self.capacity.max(1) as f64
+    #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+    pub fn patience_seconds(&self) -> u64 {
+        let expected = self.queue.lock().len() as f64 / self.pace.rate(Class::Transitions);
+        7 + expected.clamp(0.0, 3.0).round() as u64
     }
 
     /// Updates the gauges of the queue.
@@ -196,9 +231,13 @@ impl Writer {
             self.closing.store(closing, Ordering::Relaxed);
             // While closing, everything is due.
             let now = if closing { u64::MAX } else { self.now_ms() };
+            // Counters that have to wait for leave must not do so on workers that transitions need.
+            let counters = if closing { Ok(()) } else { self.pace.check(Class::Counters) };
             let (next, due) = {
                 let mut queue = self.queue.lock();
-                (queue.pop(now), queue.next_due_ms())
+                let next = queue.pop(now, |lane| lane == Lane::Transitions || counters.is_ok());
+                let open = counters.err().filter(|_| !queue.is_empty()).map(|wait| self.now_ms() + wait);
+                (next, queue.next_due_ms().into_iter().chain(open).min())
             };
             if let Some(((kind, key), job)) = next {
                 let writer = self.clone();
@@ -224,8 +263,9 @@ impl Writer {
 
     async fn work(self: &Arc<Self>, kind: Kind, key: Key, job: Job, permit: OwnedSemaphorePermit) {
         let next = match kind {
-            Kind::Process => self.write_process(&key, job).await,
-            Kind::Switch => self.write_switch(&key, job).await,
+            // Boxed, since they are large and over while the events are waited for.
+            Kind::Process => Box::pin(self.write_process(&key, job)).await,
+            Kind::Switch => Box::pin(self.write_switch(&key, job)).await,
             Kind::Deployment => Next::Done,
         };
         // Others may write while this object's events are on their way; its own next transition waits for them.
@@ -237,8 +277,9 @@ impl Writer {
         let now = self.now_ms();
         let mut queue = self.queue.lock();
         match next {
-            // While closing there is no later.
             Next::Later(job, at) if !self.closing.load(Ordering::Relaxed) => queue.retry(&(kind, key), job, now, at),
+            // While closing there is no later. Whoever waits for what came meanwhile gets no acknowledgement.
+            Next::Later(..) => drop(queue.give_up(&(kind, key))),
             _ => queue.done(&(kind, key), now),
         }
     }
@@ -253,19 +294,33 @@ impl Writer {
             });
             let Some((process, counts)) = looked else { return finish(job) };
             self.settle_doubt(&mut job, &process).await;
+            self.drop_superseded(&mut job, &process);
             let agent = self.roll.state(&process.device);
             let input = Input { agent, counts, reported: job.reported.as_deref() };
-            let Some(change) = project(&process, input, clock::unix_seconds()) else { return finish(job) };
+            let change = project(&process, input, clock::unix_seconds()).or_else(|| job.fence(&process));
+            let Some(change) = change else { return self.over(job) };
+            if !change.reasons.is_empty() && self.events.ensure(&process).await {
+                // The next transition makes the status forget this one; meanwhile things may have changed.
+                continue;
+            }
             if !change.urgent && !self.closing.load(Ordering::Relaxed) {
                 let due = self.written.lock().get(key).map_or(0, |at| at + LAZY_MS);
                 if due > self.now_ms() {
                     // For the ack it counts as nothing to write.
                     job.tell();
+                    job.lazy = true;
                     return Next::Later(job, due);
                 }
             }
             let patch = merge_patch(&process.status.write(), &change.record.write()).unwrap_or(Value::Null);
-            match self.patch(Kind::Process, key, process.revision, &process.uid, &patch).await {
+            let class = if change.urgent { Class::Transitions } else { Class::Counters };
+            self.pace.leave(class).await;
+            // That may have taken long: nobody is called dead by an old verdict, and no old report undoes a newer one.
+            let revived = agent == AgentState::Stale && self.roll.state(&process.device) != agent;
+            if revived || self.is_superseded(&job, &process) {
+                continue;
+            }
+            match self.patch(Kind::Process, key, class, process.revision, &process.uid, &patch).await {
                 Answer::Written => {
                     self.note_written(key);
                     for reason in &change.reasons {
@@ -288,7 +343,9 @@ impl Writer {
                 Answer::Over => return finish(job),
                 Answer::Refused => return Next::Done,
                 Answer::Failed(error) => {
-                    job.doubt = job.doubt.or(Some(process.status.transitions));
+                    let since_ms = job.doubt.map_or_else(|| self.now_ms(), |doubt| doubt.since_ms);
+                    let (transitions, revision) = (process.status.transitions, process.revision);
+                    job.doubt = Some(Doubt { transitions, revision, since_ms });
                     return self.later(key, job, &error);
                 }
             }
@@ -304,7 +361,13 @@ impl Writer {
             let next = project_switch(&switch.status, agent, job.agent_version.as_ref(), clock::unix_seconds());
             let Some(next) = next else { return finish(job) };
             let patch = merge_patch(&switch.status.write(), &next.write()).unwrap_or(Value::Null);
-            match self.patch(Kind::Switch, key, switch.revision, &switch.uid, &patch).await {
+            let class = Class::Transitions;
+            self.pace.leave(class).await;
+            if agent == AgentState::Stale && self.roll.state(&key.name) != agent {
+                continue;
+            }
+            let sent = self.patch(Kind::Switch, key, class, switch.revision, &switch.uid, &patch);
+            match sent.await {
                 Answer::Written => {
                     let connected = next.connected.is_some_and(|c| c.0);
                     if switch.status.connected.is_none_or(|c| c.0 != connected) {
@@ -327,26 +390,49 @@ impl Writer {
         self.later(key, job, "too many conflicts")
     }
 
-    /// A patch whose answer was lost may have been written after all: then its events are still owed.
+    /// A patch whose answer was lost may have been written after all: then its events are still owed. Written or not:
+    /// once the object has another version it will not be written any more.
     async fn settle_doubt(&self, job: &mut Job, process: &Process) {
-        if job.doubt.is_some_and(|before| process.status.transitions > before) {
-            job.doubt = None;
+        let Some(doubt) = job.doubt else { return };
+        if process.status.transitions > doubt.transitions {
             self.events.emit(process, &process.status).await;
+        }
+        job.doubt = job.doubt.filter(|doubt| doubt.revision == process.revision);
+    }
+
+    /// There is nothing to write. But a patch that may still come has to be seen to when it has come.
+    fn over(&self, mut job: Job) -> Next {
+        let now = self.now_ms();
+        if job.doubt.is_none_or(|doubt| now >= doubt.since_ms + DOUBT_MS) {
+            return finish(job);
+        }
+        job.tell();
+        (job.reported, job.agent_version, job.lazy) = (None, None, true);
+        Next::Later(job, now + MAX_BACKOFF_MS)
+    }
+
+    /// An observation that another replica has had a newer report after must not undo what came of that one; whoever
+    /// waits for it gets no acknowledgement and says it anew, if it is still so.
+    fn drop_superseded(&self, job: &mut Job, process: &Process) {
+        if self.is_superseded(job, process) {
+            job.reported = None;
+            job.waiting.clear();
         }
     }
 
-    async fn patch(&self, kind: Kind, key: &Key, revision: u64, uid: &str, status: &Value) -> Answer {
-        loop {
-            let taken = self.limiter.lock().take(self.now_ms());
-            let Err(wait) = taken else { break };
-            tokio::time::sleep(Duration::from_millis(wait)).await;
-        }
+    fn is_superseded(&self, job: &Job, process: &Process) -> bool {
+        let order = job.reported.as_ref().and_then(|reported| reported.order.as_ref());
+        order.is_some_and(|order| self.roll.is_superseded(&process.device, &order.boot_id, order.sequence))
+    }
+
+    async fn patch(&self, kind: Kind, key: &Key, class: Class, revision: u64, uid: &str, status: &Value) -> Answer {
         let body = json!({"metadata": {"resourceVersion": revision.to_string(), "uid": uid}, "status": status});
         let api = namespaced(self.client.clone(), kind, &key.namespace);
         let sent = Instant::now();
         let answer =
             timeout(CALL_TIMEOUT, api.patch_status(&key.name, &PatchParams::default(), &Patch::Merge(&body))).await;
         self.metrics.patch_seconds.observe(sent.elapsed().as_secs_f64());
+        self.pace.answered(class, answer.as_ref().ok());
         let (result, answer) = match answer {
             Ok(Ok(raw)) => {
                 self.directory.adopt(kind, raw);
@@ -417,6 +503,12 @@ impl Writer {
     fn now_ms(&self) -> u64 {
         u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
+}
+
+/// Whether one observation is of a later report of the same start of the agent than another.
+fn is_later(one: Option<&Reported>, other: Option<&Reported>) -> bool {
+    let orders = one.and_then(|one| one.order.as_ref()).zip(other.and_then(|other| other.order.as_ref()));
+    orders.is_some_and(|(one, other)| one.boot_id == other.boot_id && one.sequence > other.sequence)
 }
 
 fn finish(mut job: Job) -> Next {
