@@ -5,7 +5,7 @@
 
 use super::index::{Changes, Index, Kind, Settings, desired};
 use super::lean::{Key, Text};
-use super::object::Raw;
+use super::object::{Opened, Raw};
 use crate::wire::desired::{DesiredItem, DesiredState};
 use crate::wire::etag::ETag;
 use bytes::Bytes;
@@ -17,8 +17,9 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use tokio::sync::{Notify, mpsc, watch};
 
-/// Most bytes of encoded bodies that are kept.
-const BODY_CACHE_BYTES: u64 = 16 * 1024 * 1024;
+/// Most bytes of encoded bodies that are kept. A body is rarely asked for twice, since its entity tag answers the next
+/// time: this is for devices that ask too often, not for the fleet.
+const BODY_CACHE_BYTES: u64 = 1024 * 1024;
 
 /// What is known of a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,7 +54,8 @@ pub struct Directory {
     /// Devices with parked polls. A poll registers before it looks, so no wake-up is lost.
     parked: DashMap<Text, Polls>,
     bodies: Cache<Text, (ETag, Bytes)>,
-    progress: watch::Sender<u64>,
+    /// How far the watches of NetworkSwitches and DeviceProcesses have come.
+    progress: watch::Sender<Progress>,
     dirty: mpsc::UnboundedSender<Key>,
 }
 
@@ -74,7 +76,7 @@ impl Directory {
                     u32::try_from(name.len() + bytes.len() + 128).unwrap_or(u32::MAX)
                 })
                 .build(),
-            progress: watch::Sender::new(0),
+            progress: watch::Sender::default(),
             dirty,
         };
         (Arc::new(directory), deployments)
@@ -123,7 +125,7 @@ impl Directory {
             heartbeat_interval_seconds: self.index.read().settings().heartbeat_interval_seconds,
             items: items.collect(),
         };
-        let bytes = Bytes::from(serde_json::to_vec(&state).unwrap_or_default());
+        let bytes = Bytes::from(serde_json::to_vec(&state).unwrap_or_default().into_boxed_slice());
         self.bodies.insert(name, (etag, bytes.clone()));
         Some(Body { etag, revision, bytes })
     }
@@ -141,35 +143,67 @@ impl Directory {
         }
     }
 
-    /// Whether the watch of DeviceProcesses has shown everything up to a resourceVersion.
+    /// Whether everything about a device is in up to a resourceVersion that somebody was told for it.
+    ///
+    /// The watch of DeviceProcesses must have come so far. That of NetworkSwitches must have, too, unless the device
+    /// itself shows the event that the number came from: switches change seldom, and an idle watch tells only once a
+    /// minute how far it is.
     #[must_use]
-    pub fn synced_through(&self, revision: u64) -> bool {
-        *self.progress.borrow() >= revision
+    pub fn synced_through(&self, device: &str, revision: u64) -> bool {
+        let progress = *self.progress.borrow();
+        self.includes(progress, device, revision)
+    }
+
+    fn includes(&self, progress: Progress, device: &str, revision: u64) -> bool {
+        let shown = || matches!(self.lookup(device), Lookup::Known { revision: known, .. } if known >= revision);
+        progress.processes >= revision && (progress.switches >= revision || shown())
     }
 
     /// Returns when [`Directory::synced_through`] a resourceVersion.
-    pub async fn caught_up(&self, revision: u64) {
+    pub async fn caught_up(&self, device: &str, revision: u64) {
         let mut progress = self.progress.subscribe();
         // The sender lives in self, so this ends only when the condition holds.
-        let _ = progress.wait_for(|progress| *progress >= revision).await;
+        let _ = progress.wait_for(|progress| self.includes(*progress, device, revision)).await;
     }
 
     /// Takes in what a watch showed.
     pub fn apply(&self, kind: Kind, raw: Raw) {
-        self.change(|index| index.apply(kind, raw));
+        if self.knows(kind, &raw) {
+            return self.advance(kind, raw.revision());
+        }
+        // Read before the lock is taken.
+        let opened = Opened::from(raw);
+        self.change(|index| index.apply(kind, opened));
     }
 
-    /// Takes in a page of a list.
-    pub fn apply_all(&self, kind: Kind, raws: Vec<Raw>) {
-        for raw in raws {
-            // Not advanced: a page says nothing about objects of other pages.
-            self.change(|index| index.list_item(kind, raw));
-        }
+    /// Takes in a page of a list that was taken at a resourceVersion. Returns the names of what was on it.
+    pub fn apply_all(&self, kind: Kind, raws: Vec<Raw>, at: u64) -> Vec<Key> {
+        let one = |raw: Raw| {
+            let (namespace, name) = (raw.namespace().to_owned(), raw.name().to_owned());
+            if !self.knows(kind, &raw) {
+                let opened = Opened::from(raw);
+                // Not advanced: a page says nothing about objects of other pages.
+                self.change(|index| index.list_item(kind, opened, at));
+            }
+            let known = self.read(|index| index.key(kind, &namespace, &name).cloned());
+            known.unwrap_or_else(|| Key { namespace: namespace.into(), name: name.into() })
+        };
+        raws.into_iter().map(one).collect()
     }
 
     /// Takes in what a write or a live read returned.
     pub fn adopt(&self, kind: Kind, raw: Raw) {
-        self.change(|index| index.adopt(kind, raw));
+        if !self.knows(kind, &raw) {
+            let opened = Opened::from(raw);
+            self.change(|index| index.adopt(kind, opened));
+        }
+    }
+
+    /// Whether exactly this is known already. A manager's own writes come back to it by the watch, and a list shows
+    /// mostly what is known: none of it is read again.
+    fn knows(&self, kind: Kind, raw: &Raw) -> bool {
+        let revision = raw.revision();
+        revision > 0 && self.read(|index| index.revision(kind, raw.namespace(), raw.name())) == Some(revision)
     }
 
     /// Takes in a deletion that the watch showed.
@@ -194,7 +228,8 @@ impl Directory {
         let (changes, progress) = {
             let mut index = self.index.write();
             let changes = change(&mut index);
-            (changes, index.progress(Kind::Process))
+            let (processes, switches) = (index.progress(Kind::Process), index.progress(Kind::Switch));
+            (changes, Progress { processes, switches })
         };
         for device in &changes.devices {
             if let Some(polls) = self.parked.get(device) {
@@ -205,7 +240,24 @@ impl Directory {
             // Fails only when the controller has ended, and then nobody needs it.
             let _ = self.dirty.send(deployment);
         }
-        self.progress.send_if_modified(|known| progress > std::mem::replace(known, progress.max(*known)));
+        self.progress.send_if_modified(|known| known.advance(progress));
+    }
+}
+
+/// resourceVersions up to which watches have shown everything.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Progress {
+    processes: u64,
+    switches: u64,
+}
+
+impl Progress {
+    /// Takes in what may come late. Says whether anything moved.
+    fn advance(&mut self, other: Self) -> bool {
+        let before = *self;
+        self.processes = other.processes.max(self.processes);
+        self.switches = other.switches.max(self.switches);
+        *self != before
     }
 }
 

@@ -4,6 +4,7 @@ use super::*;
 use crate::wire::canonical::SpecHash;
 use crate::wire::etag::ETagBuilder;
 use futures::poll;
+use serde_json::value::to_raw_value;
 use serde_json::{Value, json};
 use std::future::Future;
 use std::pin::pin;
@@ -42,7 +43,7 @@ async fn soon<T>(what: impl Future<Output = T>) -> T {
 #[test]
 fn nothing_is_answered_before_both_lists_are_in() {
     let (directory, _dirty) = Directory::new(SETTINGS);
-    directory.apply_all(Kind::Process, vec![process("a", "p", "d", 3, 1)]);
+    directory.apply_all(Kind::Process, vec![process("a", "p", "d", 3, 1)], 5);
     assert_eq!(directory.lookup("d"), Lookup::NotSynced);
     directory.finish_list(Kind::Process, &HashSet::from([Key { namespace: "a".into(), name: "p".into() }]), 5);
     assert_eq!(directory.lookup("d"), Lookup::NotSynced);
@@ -58,7 +59,7 @@ fn a_body_holds_the_sorted_items_with_their_whole_specs() {
     directory.apply(Kind::Process, process("b", "p", "d", 2, 7));
     directory.apply(Kind::Process, process("a", "z", "d", 3, 1));
     let mut bare = process("a", "q", "d", 4, 1);
-    bare.spec = json!({"deviceRef": {"name": "d", "namespace": "n"}});
+    bare.spec = to_raw_value(&json!({"deviceRef": {"name": "d", "namespace": "n"}})).unwrap();
     directory.apply(Kind::Process, bare);
     let body = directory.body("d").unwrap();
     let read: Value = serde_json::from_slice(&body.bytes).unwrap();
@@ -67,7 +68,7 @@ fn a_body_holds_the_sorted_items_with_their_whole_specs() {
     let items = read["items"].as_array().unwrap();
     assert_eq!(items.iter().map(|item| item["name"].as_str().unwrap()).collect::<Vec<_>>(), ["q", "z", "p"]);
     assert_eq!(items[0]["spec"], json!({"deviceRef": {"name": "d", "namespace": "n"}}), "nothing is made up");
-    let spec = process("b", "p", "d", 2, 7).spec;
+    let spec: Value = serde_json::from_str(process("b", "p", "d", 2, 7).spec.get()).unwrap();
     assert_eq!(
         items[2],
         json!({"uid": "b-p", "namespace": "b", "name": "p", "generation": 7, "spec": spec, "specHash": SpecHash::of_spec(&spec).to_string()})
@@ -125,19 +126,19 @@ async fn a_change_that_was_taken_back_wakes_nobody_for_good() {
 #[tokio::test]
 async fn catching_up_waits_for_the_watch_of_processes_alone() {
     let (directory, _dirty) = synced();
-    assert!(directory.synced_through(0) && directory.synced_through(1) && !directory.synced_through(2));
-    let mut waiting = pin!(directory.caught_up(10));
+    assert!(directory.synced_through("d", 0) && directory.synced_through("d", 1) && !directory.synced_through("d", 2));
+    let mut waiting = pin!(directory.caught_up("d", 10));
     assert!(poll!(&mut waiting).is_pending());
     directory.advance(Kind::Switch, 50);
-    directory.apply_all(Kind::Process, vec![process("a", "p", "d", 30, 1)]);
+    directory.apply_all(Kind::Process, vec![process("a", "p", "d", 30, 1)], 40);
     directory.adopt(Kind::Process, process("a", "q", "d", 40, 1));
     directory.apply(Kind::Process, process("a", "r", "d", 9, 1));
-    assert!(poll!(&mut waiting).is_pending() && !directory.synced_through(10));
+    assert!(poll!(&mut waiting).is_pending() && !directory.synced_through("d", 10));
     directory.advance(Kind::Process, 12);
-    assert!(poll!(&mut waiting).is_ready() && directory.synced_through(12) && !directory.synced_through(13));
+    assert!(poll!(&mut waiting).is_ready() && directory.synced_through("d", 12) && !directory.synced_through("d", 13));
     directory.advance(Kind::Process, 5);
-    assert!(directory.synced_through(12), "it never goes back");
-    assert!(poll!(pin!(directory.caught_up(12))).is_ready());
+    assert!(directory.synced_through("d", 12), "it never goes back");
+    assert!(poll!(pin!(directory.caught_up("d", 12))).is_ready());
 }
 
 #[tokio::test]
@@ -162,7 +163,7 @@ async fn no_wake_up_is_lost_while_everything_moves() {
     }
     let last = devices.map(|device| {
         let mut last = ETagBuilder::new(15);
-        let spec = process("a", device, device, 0, 0).spec;
+        let spec: Value = serde_json::from_str(process("a", device, device, 0, 0).spec.get()).unwrap();
         last.item(
             &format!("a-{device}"),
             "a",

@@ -5,7 +5,7 @@
 //! arrive does not matter.
 
 use super::lean::{Deployment, Key, Pool, Process, Switch, Text};
-use super::object::Raw;
+use super::object::Opened;
 use crate::wire::etag::{ETag, ETagBuilder};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -44,7 +44,8 @@ pub struct Changes {
 pub struct Device {
     /// Entity tag of the desired state.
     pub etag: ETag,
-    /// resourceVersion of the last DeviceProcess event about this device.
+    /// resourceVersion of the last event about this device: of a DeviceProcess, or of a NetworkSwitch that changed the
+    /// entity tag.
     pub revision: u64,
     /// Moves whenever anything about the device changes, its statuses included.
     pub version: u64,
@@ -52,6 +53,14 @@ pub struct Device {
     pub processes: Vec<Arc<Process>>,
     /// The NetworkSwitches of this name, at most one a namespace.
     pub switches: Vec<Arc<Switch>>,
+}
+
+/// What an event about a device was about, and its resourceVersion.
+#[derive(Debug, Clone, Copy)]
+enum About {
+    Process(u64),
+    /// Counts only when it changes the entity tag: others say nothing about desired state.
+    Switch(u64),
 }
 
 type ByName<T> = HashMap<Text, HashMap<Text, Arc<T>>>;
@@ -243,27 +252,54 @@ impl Index {
         self.owned.keys()
     }
 
-    /// Takes in what a watch showed.
-    pub fn apply(&mut self, kind: Kind, raw: Raw) -> Changes {
-        self.advance(kind, raw.revision());
-        self.upsert(kind, raw)
+    /// The resourceVersion of an object as it is known; `None` when it is not.
+    #[must_use]
+    pub fn revision(&self, kind: Kind, namespace: &str, name: &str) -> Option<u64> {
+        match kind {
+            Kind::Switch => self.switch(namespace, name).map(|known| known.revision),
+            Kind::Process => self.process(namespace, name).map(|known| known.revision),
+            Kind::Deployment => self.deployment(namespace, name).map(|known| known.revision),
+        }
     }
 
-    /// Takes in an object of a list. The list is one moment, but its end alone says that the watch has come so
-    /// far.
-    pub fn list_item(&mut self, kind: Kind, raw: Raw) -> Changes {
-        self.upsert(kind, raw)
+    /// The name of an object that is known, without another copy of its text.
+    #[must_use]
+    pub fn key(&self, kind: Kind, namespace: &str, name: &str) -> Option<&Key> {
+        match kind {
+            Kind::Switch => self.switch(namespace, name).map(|known| &known.key),
+            Kind::Process => self.process(namespace, name).map(|known| &known.key),
+            Kind::Deployment => self.deployment(namespace, name).map(|known| &known.key),
+        }
+    }
+
+    /// Takes in what a watch showed. A watch that is behind a list which somebody else took never brings back what
+    /// was gone at that list.
+    pub fn apply(&mut self, kind: Kind, raw: impl Into<Opened>) -> Changes {
+        let raw = raw.into();
+        let revision = raw.revision();
+        let changes = self.adopt(kind, raw);
+        self.advance(kind, revision);
+        changes
+    }
+
+    /// Takes in an object of a list taken at a resourceVersion. The list is one moment, but its end alone says that
+    /// the watch has come so far. What the index knows of moments up to then the list knows better, even if that
+    /// means going back: then the cluster was restored from a copy.
+    pub fn list_item(&mut self, kind: Kind, raw: impl Into<Opened>, at: u64) -> Changes {
+        let raw = raw.into();
+        match self.revision(kind, raw.namespace(), raw.name()) {
+            Some(known) if known == raw.revision() || known > at => Changes::default(),
+            None if at < self.progress(kind) => Changes::default(),
+            _ => self.upsert(kind, raw),
+        }
     }
 
     /// Takes in what a write or a live read returned, which the watch may not have shown yet. It never brings
     /// back what the watch has already shown to be gone.
-    pub fn adopt(&mut self, kind: Kind, raw: Raw) -> Changes {
-        let known = match kind {
-            Kind::Switch => self.switch(raw.namespace(), raw.name()).is_some(),
-            Kind::Process => self.process(raw.namespace(), raw.name()).is_some(),
-            Kind::Deployment => self.deployment(raw.namespace(), raw.name()).is_some(),
-        };
-        if known || raw.revision() > self.progress(kind) { self.upsert(kind, raw) } else { Changes::default() }
+    pub fn adopt(&mut self, kind: Kind, raw: impl Into<Opened>) -> Changes {
+        let raw = raw.into();
+        let known = self.revision(kind, raw.namespace(), raw.name()).unwrap_or_else(|| self.progress(kind));
+        if raw.revision() > known { self.upsert(kind, raw) } else { Changes::default() }
     }
 
     /// Takes in a deletion that happened at a resourceVersion.
@@ -303,7 +339,8 @@ impl Index {
         *progress = revision.max(*progress);
     }
 
-    fn upsert(&mut self, kind: Kind, raw: Raw) -> Changes {
+    /// Puts an object in the place of what is known of it.
+    fn upsert(&mut self, kind: Kind, raw: Opened) -> Changes {
         match kind {
             Kind::Switch => self.upsert_switch(&raw),
             Kind::Process => self.upsert_process(&raw),
@@ -327,22 +364,15 @@ impl Index {
         }
     }
 
-    fn upsert_deployment(&mut self, raw: Raw) -> Changes {
-        let known = self.deployment(raw.namespace(), raw.name()).map_or(0, |known| known.revision);
-        if known >= raw.revision() {
-            return Changes::default();
-        }
+    fn upsert_deployment(&mut self, raw: Opened) -> Changes {
         let deployment = Arc::new(self.pool.deployment(raw));
         let key = deployment.key.clone();
         put(&mut self.deployments, &key, deployment);
         Changes { devices: Vec::new(), deployments: vec![key] }
     }
 
-    fn upsert_switch(&mut self, raw: &Raw) -> Changes {
+    fn upsert_switch(&mut self, raw: &Opened) -> Changes {
         let known = self.switch(raw.namespace(), raw.name()).cloned();
-        if known.as_ref().is_some_and(|known| known.revision >= raw.revision()) {
-            return Changes::default();
-        }
         let switch = Arc::new(self.pool.switch(raw));
         put(&mut self.switches, &switch.key, switch.clone());
         let mut changes = Changes::default();
@@ -356,7 +386,7 @@ impl Index {
             Some(known) => *known = switch.clone(),
             None => device.switches.push(switch.clone()),
         }
-        self.refresh(&switch.key.name, 0, &mut changes);
+        self.refresh(&switch.key.name, About::Switch(switch.revision), &mut changes);
         changes
     }
 
@@ -368,23 +398,20 @@ impl Index {
             if let Some(device) = self.devices.get_mut(name) {
                 device.switches.retain(|switch| &*switch.key.namespace != namespace);
             }
-            self.refresh(name, 0, &mut changes);
+            self.refresh(name, About::Switch(revision), &mut changes);
         }
         changes
     }
 
-    fn upsert_process(&mut self, raw: &Raw) -> Changes {
+    fn upsert_process(&mut self, raw: &Opened) -> Changes {
         let known = self.process(raw.namespace(), raw.name()).cloned();
-        if known.as_ref().is_some_and(|known| known.revision >= raw.revision()) {
-            return Changes::default();
-        }
         let process = Arc::new(self.pool.process(raw));
         let mut changes = Changes::default();
         if let Some(known) = known.filter(|known| known.device != process.device || known.owner != process.owner) {
             // Recreated or adopted between two looks.
             self.unlink(&known);
             if known.device != process.device {
-                self.refresh(&known.device, process.revision, &mut changes);
+                self.refresh(&known.device, About::Process(process.revision), &mut changes);
             }
             self.wake_owner(&known, &mut changes);
         }
@@ -402,7 +429,7 @@ impl Index {
                     device.processes.insert(at, process.clone());
                 }
             }
-            self.refresh(&process.device, process.revision, &mut changes);
+            self.refresh(&process.device, About::Process(process.revision), &mut changes);
         }
         changes
     }
@@ -413,7 +440,7 @@ impl Index {
             take(&mut self.processes, namespace, name);
             self.unlink(&known);
             self.wake_owner(&known, &mut changes);
-            self.refresh(&known.device, revision, &mut changes);
+            self.refresh(&known.device, About::Process(revision), &mut changes);
         }
         changes
     }
@@ -448,10 +475,9 @@ impl Index {
     }
 
     /// Derives a device's entity tag anew.
-    fn refresh(&mut self, name: &str, revision: u64, changes: &mut Changes) {
+    fn refresh(&mut self, name: &str, about: About, changes: &mut Changes) {
         let settings = self.settings;
         let Some(device) = self.devices.get_mut(name) else { return };
-        device.revision = revision.max(device.revision);
         self.versions += 1;
         device.version = self.versions;
         let mut etag = ETagBuilder::new(settings.heartbeat_interval_seconds);
@@ -465,7 +491,13 @@ impl Index {
             );
         }
         let etag = etag.finish();
-        if device.etag != etag {
+        let changed = device.etag != etag;
+        device.revision = match about {
+            About::Process(revision) => revision.max(device.revision),
+            About::Switch(revision) if changed => revision.max(device.revision),
+            About::Switch(_) => device.revision,
+        };
+        if changed {
             device.etag = etag;
             changes.devices.extend(self.devices.get_key_value(name).map(|(name, _)| name.clone()));
         }

@@ -58,20 +58,25 @@ enum Step {
     Adopt {
         version: usize,
     },
-    /// A list is taken now; its pages come later.
+    /// A list is taken now; its pages come later. There are two who list: the one that watches, and another one that
+    /// does so beside the watch.
     List {
         kind: usize,
+        beside: bool,
     },
     Page {
         kind: usize,
+        beside: bool,
         items: usize,
     },
     /// The rest of the list, and its end.
     Finish {
         kind: usize,
+        beside: bool,
     },
     Abort {
         kind: usize,
+        beside: bool,
     },
 }
 
@@ -86,10 +91,10 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => (0..3_usize).prop_map(|kind| Step::Again { kind }),
         1 => (0..3_usize).prop_map(|kind| Step::Bookmark { kind }),
         4 => any::<usize>().prop_map(|version| Step::Adopt { version }),
-        2 => (0..3_usize).prop_map(|kind| Step::List { kind }),
-        3 => (0..3_usize, 1..3_usize).prop_map(|(kind, items)| Step::Page { kind, items }),
-        2 => (0..3_usize).prop_map(|kind| Step::Finish { kind }),
-        1 => (0..3_usize).prop_map(|kind| Step::Abort { kind }),
+        3 => (0..3_usize, any::<bool>()).prop_map(|(kind, beside)| Step::List { kind, beside }),
+        4 => (0..3_usize, any::<bool>(), 1..3_usize).prop_map(|(kind, beside, items)| Step::Page { kind, beside, items }),
+        3 => (0..3_usize, any::<bool>()).prop_map(|(kind, beside)| Step::Finish { kind, beside }),
+        1 => (0..3_usize, any::<bool>()).prop_map(|(kind, beside)| Step::Abort { kind, beside }),
     ];
     prop::collection::vec(step, 1..70)
 }
@@ -105,10 +110,13 @@ struct Listing {
 struct World {
     index: Index,
     history: Vec<Version>,
-    /// How far each watch has come.
+    /// Up to where everything has been shown.
     seen: [u64; 3],
+    /// How far each watch has come: it may be behind a list that was taken beside it.
+    watched: [u64; 3],
     last: [Option<Version>; 3],
-    lists: [Option<Listing>; 3],
+    /// By kind, and whether beside the watch.
+    lists: [[Option<Listing>; 2]; 3],
     adopted: Vec<Version>,
     known: BTreeSet<String>,
     tags: HashMap<String, ETag>,
@@ -128,8 +136,9 @@ impl World {
             index: Index::new(Settings { allow_cross_namespace, ..settings() }),
             history: Vec::new(),
             seen: [0; 3],
+            watched: [0; 3],
             last: [None, None, None],
-            lists: [None, None, None],
+            lists: [[None, None], [None, None], [None, None]],
             adopted: Vec::new(),
             known: BTreeSet::new(),
             tags: HashMap::new(),
@@ -205,7 +214,8 @@ impl World {
     }
 
     /// Shows the index something, and compares everything that it says then with the model.
-    fn shows(&mut self, exact: bool, show: impl FnOnce(&mut Self) -> Changes) -> Result<(), TestCaseError> {
+    /// `event` is the resourceVersion of what is shown.
+    fn shows(&mut self, exact: bool, event: u64, show: impl FnOnce(&mut Self) -> Changes) -> Result<(), TestCaseError> {
         let before = self.view();
         let device =
             |index: &Index, name: &str| index.device(name).map(|device| (device.etag, device.revision, device.version));
@@ -263,6 +273,8 @@ impl World {
                 prop_assert!(revision >= happened, "a deletion is an event about the device, too");
             }
             prop_assert!(revision <= self.highest);
+            // An event that changed the entity tag counts, whatever it was about: nobody may be shown the former one.
+            prop_assert!(etag == old_etag || revision >= event);
             // Whoever remembers the version notices every change of anything.
             let of_switches = |view: &View| {
                 NAMESPACES.map(|namespace| {
@@ -366,7 +378,8 @@ impl World {
         let kind = version.id.0;
         self.last[kind as usize] = Some(version.clone());
         self.highest = self.highest.max(version.revision);
-        self.shows(true, |world| {
+        self.watched[kind as usize] = version.revision;
+        self.shows(true, version.revision, |world| {
             world.seen[kind as usize] = version.revision.max(world.seen[kind as usize]);
             match &version.object {
                 Some(object) => world.index.apply(kind, raw(object)),
@@ -377,28 +390,29 @@ impl World {
 
     fn watch(&mut self, kind: usize, events: usize) -> Result<(), TestCaseError> {
         // There is no watch before a list is in, nor beside one.
-        if !self.index.synced(Kind::ALL[kind]) || self.lists[kind].is_some() {
+        if self.watched[kind] == 0 || self.lists[kind][0].is_some() {
             return Ok(());
         }
         let news: Vec<_> = self
             .history
             .iter()
-            .filter(|v| v.id.0 as usize == kind && v.revision > self.seen[kind])
+            .filter(|v| v.id.0 as usize == kind && v.revision > self.watched[kind])
             .take(events)
             .cloned()
             .collect();
         news.into_iter().try_for_each(|version| self.event(version))
     }
 
-    fn page(&mut self, kind: usize, items: usize) -> Result<(), TestCaseError> {
+    fn page(&mut self, kind: usize, beside: bool, items: usize) -> Result<(), TestCaseError> {
         for _ in 0..items {
-            let Some(listing) = &mut self.lists[kind] else { break };
+            let Some(listing) = &mut self.lists[kind][usize::from(beside)] else { break };
+            let at = listing.revision;
             let Some(version) = listing.left.pop() else { break };
             listing.listed.insert(Key { namespace: version.id.1.as_str().into(), name: version.id.2.as_str().into() });
             self.highest = self.highest.max(version.revision);
-            self.shows(true, |world| {
+            self.shows(true, version.revision, |world| {
                 world.adopted.push(version.clone());
-                world.index.list_item(version.id.0, raw(version.object.as_ref().unwrap()))
+                world.index.list_item(version.id.0, raw(version.object.as_ref().unwrap()), at)
             })?;
         }
         Ok(())
@@ -428,15 +442,15 @@ impl World {
             }
             Step::Watch { kind, events } => self.watch(kind, events)?,
             Step::Again { kind } => {
-                if let Some(last) = self.last[kind].clone().filter(|last| last.revision == self.seen[kind]) {
+                if let Some(last) = self.last[kind].clone().filter(|last| last.revision == self.watched[kind]) {
                     self.event(last)?;
                 }
             }
             Step::Bookmark { kind } => {
                 self.watch(kind, usize::MAX)?;
-                if self.index.synced(Kind::ALL[kind]) && self.lists[kind].is_none() {
+                if self.watched[kind] > 0 && self.lists[kind][0].is_none() {
                     let revision = self.history.last().map_or(0, |v| v.revision).max(self.seen[kind]);
-                    self.seen[kind] = revision;
+                    (self.seen[kind], self.watched[kind]) = (revision, revision);
                     self.index.advance(Kind::ALL[kind], revision);
                 }
             }
@@ -444,30 +458,33 @@ impl World {
                 let versions: Vec<_> = self.history.iter().filter(|v| v.object.is_some()).cloned().collect();
                 let Some(version) = versions.get(version % versions.len().max(1)) else { return Ok(()) };
                 self.highest = self.highest.max(version.revision);
-                self.shows(true, |world| {
+                self.shows(true, version.revision, |world| {
                     world.adopted.push(version.clone());
                     world.index.adopt(version.id.0, raw(version.object.as_ref().unwrap()))
                 })?;
             }
-            Step::List { kind } => {
+            Step::List { kind, beside } => {
                 let mut state: BTreeMap<&Id, &Version> = BTreeMap::new();
                 state.extend(self.history.iter().filter(|v| v.id.0 as usize == kind).map(|v| (&v.id, v)));
                 let left = state.into_values().filter(|v| v.object.is_some()).cloned().collect();
-                self.lists[kind] = Some(Listing { revision: self.history.last().map_or(0, |v| v.revision), left, listed: HashSet::new() });
+                self.lists[kind][usize::from(beside)] = Some(Listing { revision: self.history.last().map_or(1, |v| v.revision), left, listed: HashSet::new() });
             }
-            Step::Page { kind, items } => self.page(kind, items)?,
-            Step::Finish { kind } => {
-                self.page(kind, usize::MAX)?;
-                if let Some(Listing { revision, listed, .. }) = self.lists[kind].take() {
+            Step::Page { kind, beside, items } => self.page(kind, beside, items)?,
+            Step::Finish { kind, beside } => {
+                self.page(kind, beside, usize::MAX)?;
+                if let Some(Listing { revision, listed, .. }) = self.lists[kind][usize::from(beside)].take() {
+                    if !beside {
+                        self.watched[kind] = revision;
+                    }
                     self.highest = self.highest.max(revision);
-                    self.shows(false, |world| {
+                    self.shows(false, revision, |world| {
                         world.seen[kind] = revision.max(world.seen[kind]);
                         world.index.finish_list(Kind::ALL[kind], &listed, revision)
                     })?;
                     prop_assert!(self.index.synced(Kind::ALL[kind]));
                 }
             }
-            Step::Abort { kind } => self.lists[kind] = None,
+            Step::Abort { kind, beside } => self.lists[kind][usize::from(beside)] = None,
         }
         Ok(())
     }
@@ -480,8 +497,8 @@ proptest! {
     fn the_index_says_what_the_newest_objects_say(steps in steps(), cross in prop::bool::weighted(0.2)) {
         let mut world = World::new(cross);
         for kind in 0..3 {
-            world.take(&Step::List { kind })?;
-            world.take(&Step::Finish { kind })?;
+            world.take(&Step::List { kind, beside: false })?;
+            world.take(&Step::Finish { kind, beside: false })?;
         }
         for step in &steps {
             world.take(step)?;
@@ -493,8 +510,8 @@ proptest! {
         let mut world = World::new(false);
         let mut finished = BTreeSet::new();
         for step in &steps {
-            if let Step::Finish { kind } = step {
-                finished.extend(world.lists[*kind].is_some().then_some(*kind));
+            if let Step::Finish { kind, beside } = step {
+                finished.extend(world.lists[*kind][usize::from(*beside)].is_some().then_some(*kind));
             }
             world.take(step)?;
             prop_assert_eq!(world.index.serves_devices(), finished.contains(&0) && finished.contains(&1));

@@ -15,17 +15,17 @@ fn settings() -> Settings {
     Settings { heartbeat_interval_seconds: 15, allow_cross_namespace: false }
 }
 
-fn raw(value: &Value) -> Raw {
+fn raw(value: &Value) -> Opened {
     serde_json::from_value(value.clone()).unwrap()
 }
 
-fn switch(namespace: &str, name: &str, revision: u64) -> Raw {
+fn switch(namespace: &str, name: &str, revision: u64) -> Opened {
     raw(
         &json!({"metadata": {"namespace": namespace, "name": name, "uid": "s", "resourceVersion": revision.to_string()}}),
     )
 }
 
-fn process(namespace: &str, name: &str, device: &str, revision: u64) -> Raw {
+fn process(namespace: &str, name: &str, device: &str, revision: u64) -> Opened {
     raw(&json!({
         "metadata": {"namespace": namespace, "name": name, "uid": format!("{namespace}/{name}"), "generation": 1, "resourceVersion": revision.to_string()},
         "spec": {"deviceRef": {"kind": "Server", "name": device}, "execution": {"backend": "initd"}},
@@ -91,7 +91,7 @@ fn an_object_that_is_being_deleted_is_not_desired() {
 fn a_list_that_is_under_way_takes_nothing_away() {
     let mut index = Index::new(settings());
     for (i, name) in (1..).zip(["p", "q", "r"]) {
-        index.list_item(Kind::Process, process("a", name, "d", i));
+        index.list_item(Kind::Process, process("a", name, "d", i), 3);
         assert!(!index.serves_devices());
     }
     let all = ["p", "q", "r"].map(|name| Key { namespace: "a".into(), name: name.into() });
@@ -100,9 +100,9 @@ fn a_list_that_is_under_way_takes_nothing_away() {
     index.finish_list(Kind::Switch, &HashSet::new(), 3);
     assert!(index.serves_devices() && !index.synced(Kind::Deployment));
     // The next list: q has gone, r was changed; pages come one by one.
-    index.list_item(Kind::Process, process("a", "r", "d", 6));
+    index.list_item(Kind::Process, process("a", "r", "d", 6), 8);
     assert_eq!(items(&index, "d"), ["a/p", "a/q", "a/r"]);
-    index.list_item(Kind::Process, process("a", "p", "d", 1));
+    index.list_item(Kind::Process, process("a", "p", "d", 1), 8);
     // Meanwhile somebody writes s, after the list was taken.
     index.adopt(Kind::Process, process("a", "s", "d", 9));
     index.finish_list(Kind::Process, &[all[0].clone(), all[2].clone()].into(), 8);
@@ -121,6 +121,50 @@ fn a_late_answer_does_not_bring_back_the_deleted() {
     index.adopt(Kind::Process, process("a", "p", "d", 6));
     index.delete(Kind::Process, "a", "p", 5);
     assert_eq!(items(&index, "d"), ["a/p"]);
+}
+
+#[test]
+fn a_switch_counts_in_the_revision_when_it_changes_the_entity_tag() {
+    let mut index = Index::new(settings());
+    index.apply(Kind::Process, process("b", "p", "d", 4));
+    index.apply(Kind::Switch, switch("b", "d", 7));
+    assert_eq!(index.device("d").unwrap().revision, 4, "nothing changed for the device");
+    index.delete(Kind::Switch, "b", "d", 8);
+    index.apply(Kind::Switch, switch("a", "d", 9));
+    assert_eq!((items(&index, "d").len(), index.device("d").unwrap().revision), (0, 9));
+    index.delete(Kind::Switch, "a", "d", 12);
+    assert_eq!((items(&index, "d").len(), index.device("d").unwrap().revision), (1, 12));
+}
+
+#[test]
+fn a_watch_that_is_behind_a_list_brings_nothing_back() {
+    let mut index = Index::new(settings());
+    index.finish_list(Kind::Process, &HashSet::new(), 1);
+    index.apply(Kind::Process, process("a", "p", "d", 3));
+    // Meanwhile q came and went, and p went; somebody lists.
+    index.finish_list(Kind::Process, &HashSet::new(), 10);
+    assert!(index.apply(Kind::Process, process("a", "q", "d", 5)).is_empty());
+    assert!(index.apply(Kind::Process, process("a", "p", "d", 6)).is_empty());
+    assert!(index.delete(Kind::Process, "a", "q", 7).is_empty() && items(&index, "d").is_empty());
+    assert_eq!(index.progress(Kind::Process), 10);
+}
+
+#[test]
+fn a_list_of_a_cluster_that_was_restored_is_believed() {
+    let mut index = Index::new(settings());
+    index.apply(Kind::Process, process("a", "p", "d", 50));
+    index.apply(Kind::Process, process("a", "q", "d", 60));
+    // The copy was older; revisions went on from a higher number, as etcd's documentation demands.
+    index.list_item(Kind::Process, process("a", "p", "d", 20), 1_000);
+    index.list_item(Kind::Process, process("a", "r", "d", 30), 1_000);
+    let key = |name: &str| Key { namespace: "a".into(), name: name.into() };
+    index.finish_list(Kind::Process, &[key("p"), key("r")].into(), 1_000);
+    assert_eq!(items(&index, "d"), ["a/p", "a/r"]);
+    assert_eq!(index.process("a", "p").unwrap().revision, 20);
+    // What was written since then is kept, however late a page comes.
+    index.adopt(Kind::Process, process("a", "p", "d", 1_002));
+    index.list_item(Kind::Process, process("a", "p", "d", 20), 1_001);
+    assert_eq!(index.process("a", "p").unwrap().revision, 1_002);
 }
 
 #[test]
@@ -143,8 +187,9 @@ fn what_cannot_be_read_is_served_from_the_raw_spec() {
     let odd = json!({"metadata": {"namespace": "a", "name": "p", "resourceVersion": "1"}, "spec": {"deviceRef": {"name": "d"}, "execution": [1]}, "status": 3});
     index.apply(Kind::Process, raw(&odd));
     assert_eq!(items(&index, "d"), ["a/p"]);
-    for name in [json!("UPPER"), json!(7), json!(""), json!(null), json!("-d")] {
+    for (revision, name) in (2..).zip([json!("UPPER"), json!(7), json!(""), json!(null), json!("-d")]) {
         let mut nameless = odd.clone();
+        nameless["metadata"]["resourceVersion"] = json!(format!("{revision}"));
         nameless["metadata"]["name"] = json!(format!("q{name}"));
         nameless["spec"]["deviceRef"]["name"] = name;
         index.apply(Kind::Process, raw(&nameless));

@@ -1,9 +1,11 @@
 //! Pure: the small form in which objects are kept, with everything that many devices share kept once.
 
-use super::object::Raw;
-use crate::desired::record::{Record, SwitchRecord};
+use super::object::{Opened, read};
+use super::record::{Record, SwitchRecord};
 use crate::wire::canonical::SpecHash;
 use crate::wire::name::is_device_name;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use kube::api::ObjectMeta;
 use serde_json::Value;
 use serde_json::value::RawValue;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -50,7 +52,7 @@ pub enum RestartPolicy {
 }
 
 /// The controller of an object.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Owner {
     /// Its uid.
     pub uid: Text,
@@ -83,10 +85,10 @@ pub struct Process {
     pub spec: Arc<Spec>,
     /// Labels.
     pub labels: Marks,
-    /// Annotations.
-    pub annotations: Marks,
+    /// Annotations, sorted by key; the children of a deployment mostly share them.
+    pub annotations: Arc<[(Text, Text)]>,
     /// The controller, if there is one.
-    pub owner: Option<Owner>,
+    pub owner: Option<Arc<Owner>>,
     /// Whether a deletionTimestamp is set.
     pub deleting: bool,
     /// The status.
@@ -119,8 +121,12 @@ pub struct Deployment {
     pub uid: Text,
     /// resourceVersion as a number.
     pub revision: u64,
-    /// The object.
-    pub raw: Raw,
+    /// Its metadata.
+    pub metadata: ObjectMeta,
+    /// Its spec.
+    pub spec: Value,
+    /// Its status.
+    pub status: Value,
 }
 
 /// The strings and specs that objects share.
@@ -128,12 +134,16 @@ pub struct Deployment {
 pub struct Pool {
     texts: HashSet<Text>,
     specs: HashMap<SpecHash, Arc<Spec>>,
+    /// By [`Opened::fingerprint`]: a text that was hashed once is not read again.
+    hashes: HashMap<[u8; 32], SpecHash>,
+    owners: HashSet<Arc<Owner>>,
+    marks: HashSet<Arc<[(Text, Text)]>>,
     sweep_at: usize,
 }
 
 /// The value of a label or annotation.
 #[must_use]
-pub fn mark<'a>(marks: &'a Marks, key: &str) -> Option<&'a Text> {
+pub fn mark<'a>(marks: &'a [(Text, Text)], key: &str) -> Option<&'a Text> {
     marks.iter().find(|(k, _)| &**k == key).map(|(_, value)| value)
 }
 
@@ -147,8 +157,11 @@ impl Pool {
         }
         if self.texts.len() + self.specs.len() >= self.sweep_at {
             // What nobody else holds is dropped whenever the pool has doubled: amortized, this costs nothing.
+            self.owners.retain(|owner| Arc::strong_count(owner) > 1);
+            self.marks.retain(|marks| Arc::strong_count(marks) > 1);
             self.texts.retain(|text| Arc::strong_count(text) > 1);
             self.specs.retain(|_, spec| Arc::strong_count(spec) > 1);
+            self.hashes.retain(|_, hash| self.specs.contains_key(hash));
             self.sweep_at = (2 * (self.texts.len() + self.specs.len())).max(1024);
         }
         let text: Text = text.into();
@@ -156,7 +169,7 @@ impl Pool {
         text
     }
 
-    fn key(&mut self, raw: &Raw) -> Key {
+    fn key(&mut self, raw: &Opened) -> Key {
         Key { namespace: self.text(raw.namespace()), name: self.text(raw.name()) }
     }
 
@@ -164,32 +177,62 @@ impl Pool {
         marks.into_iter().flatten().map(|(key, value)| (self.text(key), self.text(value))).collect()
     }
 
+    fn shared_marks(&mut self, marks: Option<&BTreeMap<String, String>>) -> Arc<[(Text, Text)]> {
+        let marks = self.marks(marks);
+        if let Some(known) = self.marks.get(&*marks) {
+            return known.clone();
+        }
+        let marks: Arc<[_]> = marks.into();
+        self.marks.insert(marks.clone());
+        marks
+    }
+
+    fn owner(&mut self, owner: &OwnerReference) -> Arc<Owner> {
+        let owner = Owner {
+            uid: self.text(&owner.uid),
+            group: self.text(owner.api_version.split_once('/').map_or("", |(group, _)| group)),
+            kind: self.text(&owner.kind),
+            name: self.text(&owner.name),
+        };
+        if let Some(known) = self.owners.get(&owner) {
+            return known.clone();
+        }
+        let owner = Arc::new(owner);
+        self.owners.insert(owner.clone());
+        owner
+    }
+
     /// The one copy of a spec, `deviceRef` left out.
-    pub fn spec(&mut self, spec: &Value) -> Arc<Spec> {
-        let hash = SpecHash::of_spec(spec);
+    pub fn spec(&mut self, raw: &Opened) -> Arc<Spec> {
+        if let Some(known) = self.hashes.get(&raw.fingerprint).and_then(|hash| self.specs.get(hash)) {
+            return known.clone();
+        }
+        let spec = read(raw.spec.get());
+        let hash = SpecHash::of_spec(&spec);
+        self.hashes.insert(raw.fingerprint, hash);
         // The body may differ from another of the same hash in empty members, which mean nothing (contract §1).
         if let Some(known) = self.specs.get(&hash) {
             return known.clone();
         }
-        let mut bare = spec.clone();
-        if let Value::Object(members) = &mut bare {
-            members.remove("deviceRef");
-        }
-        let body = serde_json::value::to_raw_value(&bare).unwrap_or_else(|_| RawValue::NULL.to_owned());
         let restart_policy = match spec["restartPolicy"].as_str() {
             Some("OnFailure") => RestartPolicy::OnFailure,
             Some("Never") => RestartPolicy::Never,
             _ => RestartPolicy::Always,
         };
         let artifact_version = self.text(artifact_version(spec["artifact"]["url"].as_str().unwrap_or_default()));
+        let mut bare = spec;
+        if let Value::Object(members) = &mut bare {
+            members.remove("deviceRef");
+        }
+        let body = serde_json::value::to_raw_value(&bare).unwrap_or_else(|_| RawValue::NULL.to_owned());
         let spec = Arc::new(Spec { hash, body, restart_policy, artifact_version });
         self.specs.insert(hash, spec.clone());
         spec
     }
 
     /// A DeviceProcess in its lean form.
-    pub fn process(&mut self, raw: &Raw) -> Process {
-        let device = &raw.spec["deviceRef"];
+    pub fn process(&mut self, raw: &Opened) -> Process {
+        let device = &raw.device;
         let name = device["name"].as_str().filter(|name| is_device_name(name.as_bytes())).unwrap_or_default();
         let owner = raw.metadata.owner_references.iter().flatten().find(|owner| owner.controller == Some(true));
         Process {
@@ -200,22 +243,17 @@ impl Pool {
             device: self.text(name),
             device_kind: self.text(device["kind"].as_str().unwrap_or_default()),
             device_namespace: device["namespace"].as_str().map(|namespace| self.text(namespace)),
-            spec: self.spec(&raw.spec),
+            spec: self.spec(raw),
             labels: self.marks(raw.metadata.labels.as_ref()),
-            annotations: self.marks(raw.metadata.annotations.as_ref()),
-            owner: owner.map(|owner| Owner {
-                uid: self.text(&owner.uid),
-                group: self.text(owner.api_version.split_once('/').map_or("", |(group, _)| group)),
-                kind: self.text(&owner.kind),
-                name: self.text(&owner.name),
-            }),
+            annotations: self.shared_marks(raw.metadata.annotations.as_ref()),
+            owner: owner.map(|owner| self.owner(owner)),
             deleting: raw.metadata.deletion_timestamp.is_some(),
             status: Record::read(&raw.status, |text| self.text(text)),
         }
     }
 
     /// A NetworkSwitch in its lean form.
-    pub fn switch(&mut self, raw: &Raw) -> Switch {
+    pub fn switch(&mut self, raw: &Opened) -> Switch {
         Switch {
             key: self.key(raw),
             uid: raw.metadata.uid.as_deref().unwrap_or_default().into(),
@@ -227,12 +265,14 @@ impl Pool {
     }
 
     /// A DeviceProcessDeployment.
-    pub fn deployment(&mut self, raw: Raw) -> Deployment {
+    pub fn deployment(&mut self, raw: Opened) -> Deployment {
         Deployment {
             key: self.key(&raw),
             uid: self.text(raw.metadata.uid.as_deref().unwrap_or_default()),
             revision: raw.revision(),
-            raw,
+            spec: read(raw.spec.get()),
+            metadata: raw.metadata,
+            status: raw.status,
         }
     }
 }
@@ -250,7 +290,12 @@ fn artifact_version(url: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::desired::object::Raw;
     use serde_json::json;
+
+    fn opened(object: Value) -> Opened {
+        serde_json::from_value::<Raw>(object).unwrap().into()
+    }
 
     #[test]
     fn versions_of_artifacts() {
@@ -271,18 +316,19 @@ mod tests {
     #[test]
     fn specs_that_differ_in_the_device_alone_are_one() {
         let mut pool = Pool::default();
-        let one = pool.spec(&json!({"deviceRef": {"name": "a"}, "x": 1, "none": []}));
-        let other = pool.spec(&json!({"deviceRef": {"name": "b"}, "x": 1}));
-        assert!(Arc::ptr_eq(&one, &other));
+        let mut spec = |spec: Value| pool.spec(&opened(json!({"metadata": {}, "spec": spec})));
+        let one = spec(json!({"deviceRef": {"name": "a"}, "x": 1, "none": []}));
+        let same = spec(json!({"deviceRef": {"name": "b"}, "x": 1, "none": []}));
+        let other = spec(json!({"deviceRef": {"name": "b"}, "x": 1}));
+        assert!(Arc::ptr_eq(&one, &same) && Arc::ptr_eq(&one, &other));
         assert_eq!(one.body.get(), r#"{"none":[],"x":1}"#);
+        assert_ne!(spec(json!({"x": 2})).hash, one.hash);
     }
 
     #[test]
     fn an_unreadable_process_is_still_kept() {
-        let raw: Raw = serde_json::from_value(
-            json!({"metadata": {"name": "p", "namespace": "n"}, "spec": {"deviceRef": "odd", "execution": 5}}),
-        )
-        .unwrap();
+        let raw =
+            opened(json!({"metadata": {"name": "p", "namespace": "n"}, "spec": {"deviceRef": "odd", "execution": 5}}));
         let process = Pool::default().process(&raw);
         assert_eq!(&*process.device, "");
         assert_eq!(process.spec.body.get(), r#"{"execution":5}"#);

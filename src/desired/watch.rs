@@ -5,7 +5,6 @@
 
 use super::directory::Directory;
 use super::index::Kind;
-use super::lean::Key;
 use super::object::{Raw, revision};
 use crate::api::{GROUP, VERSION};
 use crate::runtime::retry;
@@ -18,16 +17,22 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use thiserror::Error;
-use tokio::time::timeout;
+use tokio::time::{self, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-/// Objects in one page of a list.
-const PAGE: u32 = 500;
+/// Objects in one page of a list: its text is in memory as a whole.
+const PAGE: u32 = 250;
 /// A page that takes longer is given up.
 const LIST_TIMEOUT: Duration = Duration::from_secs(30);
-/// A watch is asked to end after so long (seconds), plus up to half of it: a silently dropped connection is
-/// noticed 5 s after that.
-const WATCH_SECONDS: u32 = 60;
+/// A watch is asked to end after so many seconds, chosen anew each time. Shortly before, the apiserver says how far
+/// it is; so a connection that was silently dropped is noticed a few seconds after that time.
+const WATCH_SECONDS: std::ops::RangeInclusive<u32> = 40..=60;
+/// How long after that time silence is believed to be the network's.
+const GRACE: Duration = Duration::from_secs(5);
+/// After so many refusals in a row a watch is not asked for from the same moment any more, but everything is listed.
+const REFUSALS: u32 = 5;
+/// Longest pause between tries while the apiserver is away; what devices are told is as old as it is long.
+const LONGEST_DELAY: Duration = Duration::from_secs(5);
 /// A watch that ends sooner is not opened again at once.
 const SHORT_WATCH: Duration = Duration::from_secs(1);
 /// When history was compacted all watchers of all replicas list at once; they spread over this time.
@@ -40,14 +45,27 @@ pub struct LastEvents {
     heard_ms: [AtomicU64; 3],
 }
 
+/// Why a list or a watch failed.
 #[derive(Debug, Error)]
-enum WatchError {
-    #[error("history was compacted, listing again")]
+pub enum WatchError {
+    /// The apiserver has forgotten the moment from which it was to go on.
+    #[error("history was compacted")]
     Gone,
+    /// The apiserver is at an earlier moment than it was: all that is known may be wrong.
+    #[error("the cluster is at revision {now} but was at {before}: was it restored from a copy?")]
+    WentBack {
+        /// Where it was.
+        before: u64,
+        /// Where it is.
+        now: u64,
+    },
+    /// No answer.
     #[error("no answer within {0:?}")]
     Timeout(Duration),
+    /// The call failed.
     #[error(transparent)]
     Kube(#[from] kube::Error),
+    /// The apiserver said so in the stream.
     #[error("the apiserver ended the watch: {0}")]
     Status(String),
 }
@@ -95,7 +113,8 @@ fn resource(kind: Kind) -> ApiResource {
     ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(GROUP, VERSION, kind.as_str()), plural)
 }
 
-/// Lists and watches a kind into the directory until shutdown. A failed list changes nothing.
+/// Lists and watches a kind into the directory until shutdown. A failed list changes nothing. Ends by itself only
+/// when the cluster went back in time: then nothing that this process remembers is worth anything.
 pub async fn run(
     client: Client,
     kind: Kind,
@@ -105,33 +124,44 @@ pub async fn run(
 ) {
     let api = all(client, kind);
     let follow = async {
-        let mut delays = retry::delays(Duration::from_millis(500), Duration::from_secs(30));
+        let mut delays = retry::delays(Duration::from_millis(500), LONGEST_DELAY);
         let mut at: Option<String> = None;
+        let mut refusals = 0;
         loop {
-            let started = Instant::now();
+            let mut opened = None;
             let result = match at.take() {
                 None => list(&api, kind, &directory).await,
-                Some(revision) => watch(&api, kind, &directory, &last_events, revision).await,
+                Some(revision) => watch(&api, kind, &directory, &last_events, revision, &mut opened).await,
             };
+            // Only a watch that lasted shows that the apiserver is well again, also when it is cut off at last.
+            if opened.is_some_and(|opened: time::Instant| opened.elapsed() >= SHORT_WATCH) {
+                delays = retry::delays(Duration::from_millis(500), LONGEST_DELAY);
+            }
             match result {
                 Ok(revision) => {
                     last_events.heard(kind);
                     at = Some(revision);
-                    // Only a call that lasted shows that the apiserver is well again.
-                    if started.elapsed() >= SHORT_WATCH {
-                        delays = retry::delays(Duration::from_millis(500), Duration::from_secs(30));
-                    }
+                    refusals = 0;
                 }
                 Err((WatchError::Gone, _)) => {
                     let spread = Duration::from_millis(rand::rng().random_range(0..RELIST_SPREAD_MS));
                     tracing::info!(kind = kind.as_str(), ?spread, "history was compacted, listing again");
-                    tokio::time::sleep(spread).await;
+                    sleep(spread).await;
+                }
+                Err((error @ WatchError::WentBack { .. }, _)) => {
+                    tracing::error!(kind = kind.as_str(), %error, "everything must be learned anew");
+                    return;
                 }
                 Err((error, revision)) => {
                     at = revision;
-                    let delay = delays.next().unwrap_or(Duration::from_secs(30));
+                    refusals = if error.is_refusal() { refusals + 1 } else { 0 };
+                    if refusals >= REFUSALS {
+                        // It may be that this moment will never come again.
+                        (at, refusals) = (None, 0);
+                    }
+                    let delay = delays.next().unwrap_or(LONGEST_DELAY);
                     tracing::warn!(kind = kind.as_str(), %error, ?delay, "watch failed");
-                    tokio::time::sleep(delay).await;
+                    sleep(delay).await;
                 }
             }
         }
@@ -142,23 +172,42 @@ pub async fn run(
     }
 }
 
+/// Lists every kind into the directory, as it is at the apiserver now (a quorum read), beside the watches. What a
+/// watch shows late then changes nothing.
+///
+/// # Errors
+/// When one of the lists failed; what is known stays as it is.
+pub async fn relist_now(client: &Client, directory: &Directory) -> Result<(), WatchError> {
+    let lists = Kind::ALL.map(|kind| async move {
+        let api = all(client.clone(), kind);
+        list(&api, kind, directory).await.map(drop).map_err(|(error, _)| error)
+    });
+    futures::future::try_join_all(lists).await.map(drop)
+}
+
 /// An error, and the resourceVersion from which the watch may go on.
 type Failure = (WatchError, Option<String>);
 
 async fn list(api: &Api<Raw>, kind: Kind, directory: &Directory) -> Result<String, Failure> {
+    // Neither a watch nor a write has shown anything that a quorum read which begins now may lack.
+    let before = directory.read(|index| index.progress(kind));
     let mut listed = HashSet::new();
     let mut params = ListParams::default().limit(PAGE);
     loop {
         let page =
             timeout(LIST_TIMEOUT, api.list(&params)).await.map_err(|_| (WatchError::Timeout(LIST_TIMEOUT), None))?;
         let page = page.map_err(|error| (classify(error), None))?;
-        listed.extend(page.items.iter().map(|raw| Key { namespace: raw.namespace().into(), name: raw.name().into() }));
-        directory.apply_all(kind, page.items);
+        let version = page.metadata.resource_version.unwrap_or_default();
+        // Of all pages: they show one moment.
+        let now = revision(Some(&version));
+        if now < before {
+            return Err((WatchError::WentBack { before, now }, None));
+        }
+        listed.extend(directory.apply_all(kind, page.items, now));
         match page.metadata.continue_.filter(|token| !token.is_empty()) {
             Some(token) => params = ListParams::default().limit(PAGE).continue_token(&token),
             None => {
-                let version = page.metadata.resource_version.unwrap_or_default();
-                directory.finish_list(kind, &listed, revision(Some(&version)));
+                directory.finish_list(kind, &listed, now);
                 tracing::info!(kind = kind.as_str(), objects = listed.len(), revision = version, "listed");
                 return Ok(version);
             }
@@ -173,15 +222,17 @@ async fn watch(
     directory: &Directory,
     last_events: &LastEvents,
     from: String,
+    begun: &mut Option<time::Instant>,
 ) -> Result<String, Failure> {
-    let seconds = WATCH_SECONDS + rand::rng().random_range(0..=WATCH_SECONDS / 2);
-    let patience = Duration::from_secs(u64::from(seconds) + 5);
-    let started = Instant::now();
+    let seconds = rand::rng().random_range(WATCH_SECONDS);
+    let patience = Duration::from_secs(u64::from(seconds)) + GRACE;
+    let started = time::Instant::now();
     let mut at = from;
     let params = WatchParams::default().timeout(seconds);
     let opened = timeout(LIST_TIMEOUT, api.watch(&params, &at)).await;
     let opened = opened.map_err(|_| (WatchError::Timeout(LIST_TIMEOUT), Some(at.clone())))?;
     let stream = opened.map_err(|error| failure(classify(error), &at))?;
+    *begun = Some(time::Instant::now());
     let mut stream = std::pin::pin!(stream.into_stream());
     loop {
         let left = patience.saturating_sub(started.elapsed());
@@ -214,6 +265,19 @@ async fn watch(
     }
 }
 
+// === impl WatchError ===
+
+impl WatchError {
+    /// Whether it is an answer, and not the lack of one or trouble that will pass.
+    fn is_refusal(&self) -> bool {
+        match self {
+            Self::Kube(kube::Error::Api(status)) => !matches!(status.code, 429 | 500 | 503),
+            Self::Status(_) => true,
+            _ => false,
+        }
+    }
+}
+
 fn failure(error: WatchError, at: &str) -> Failure {
     let from = (!matches!(error, WatchError::Gone)).then(|| at.to_owned());
     (error, from)
@@ -225,3 +289,7 @@ fn classify(error: kube::Error) -> WatchError {
         _ => WatchError::Kube(error),
     }
 }
+
+#[cfg(test)]
+#[path = "watch_tests.rs"]
+mod tests;

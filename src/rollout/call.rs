@@ -1,13 +1,18 @@
 //! Edge: one call to the apiserver: never for ever, its errors told apart.
 
+use crate::ownership::lease::LostLead;
 use std::time::Duration;
 use thiserror::Error;
 
 /// Longest wait for an answer.
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// Why a call failed.
 #[derive(Debug, Error)]
 pub enum CallError {
+    /// This replica does not lead (any more); nothing was sent.
+    #[error(transparent)]
+    Lost(#[from] LostLead),
     /// No answer in time; the write may have happened.
     #[error("no answer within {CALL_TIMEOUT:?}")]
     Timeout,
@@ -73,7 +78,7 @@ impl CallError {
         match self {
             Self::Conflict | Self::Exists | Self::NotFound => "conflict",
             Self::Refused(_) | Self::Altered(_) | Self::Request(_) => "refused",
-            Self::Timeout | Self::Busy(_) | Self::Other(_) => "error",
+            Self::Timeout | Self::Busy(_) | Self::Other(_) | Self::Lost(_) => "error",
         }
     }
 

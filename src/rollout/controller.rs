@@ -1,23 +1,25 @@
-//! Edge: looks at each deployment when it is due and brings it one step further; the leader only.
+//! Edge: looks at each deployment when it is due and brings it one step further; for one term as the leader.
 //!
 //! One deployment is never worked on twice at a time; several are, side by side. A pass writes for a short while only and
 //! then plans anew, so that an edit in the middle of a large rollout counts at once.
 
 use super::call::CallError;
-use super::events::{Happening, Subject, publish};
+use super::events::{Happening, Subject};
 use super::execute::{Executor, Outcome};
+use super::leader::Leader;
 use super::metrics::Metrics;
 use super::plan::{Notice, Plan, View, Why, is_deployment, plan};
 use super::schedule::{Next, SHORTEST_GAP, Schedule, Version};
 use super::tally::{Obstacle, written};
+use super::terms::idle;
 use crate::api::condition::{find, reasons, types};
 use crate::desired::directory::Directory;
 use crate::desired::index::{Index, Kind};
 use crate::desired::lean::{Deployment, Key, Process, Text};
 use crate::desired::record::merge_patch;
+use crate::desired::watch::relist_now;
 use crate::runtime::retry;
 use jiff::Timestamp;
-use kube::Client;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -40,9 +42,6 @@ const FIRST_DELAY: Duration = Duration::from_millis(500);
 const LONGEST_DELAY: Duration = Duration::from_secs(60);
 /// How often is looked whether the first lists are in.
 const SYNC_POLL: Duration = Duration::from_millis(20);
-
-/// Who writes, for events.
-const INSTANCE: &str = "praetor-manager";
 
 /// What is remembered of a deployment from pass to pass. Nothing is lost with it but time.
 #[derive(Default)]
@@ -71,7 +70,7 @@ type Delays = Box<dyn Iterator<Item = Duration> + Send>;
 
 /// What every pass needs.
 struct Context {
-    client: Client,
+    leader: Leader,
     directory: Arc<Directory>,
     executor: Executor,
     metrics: Metrics,
@@ -94,30 +93,32 @@ struct Finished {
     cost: Duration,
 }
 
-/// Keeps every deployment's children right until the token is cancelled; returns when what had begun is finished.
-/// Waits for the first complete lists of all kinds. The client must not retry by itself. The receiver is borrowed, so
-/// that a manager which loses the lead and wins it again can call this again; whoever does not must drain it.
+/// Keeps every deployment's children right until the token is cancelled or the lead is lost; returns when what had
+/// begun is finished. Plans nothing before the watches have listed everything, and never from what a watch that is
+/// behind has left in the index: the term begins with lists of its own. The receiver is borrowed for the next term.
 pub async fn run(
-    client: Client,
+    leader: Leader,
     directory: Arc<Directory>,
     dirty: &mut UnboundedReceiver<Key>,
     metrics: Metrics,
     shutdown: CancellationToken,
 ) {
-    while !directory.read(|index| Kind::ALL.into_iter().all(|kind| index.synced(kind))) {
-        tokio::select! {
-            () = shutdown.cancelled() => return,
-            () = tokio::time::sleep(SYNC_POLL) => {}
-        }
+    let begun = tokio::select! {
+        begun = begin(&leader, &directory) => begun,
+        () = idle(dirty) => false,
+        () = shutdown.cancelled() => false,
+    };
+    if !begun {
+        return;
     }
-    let executor = Executor::new(client.clone(), directory.clone(), metrics.clone());
-    let context = Arc::new(Context { client, directory, executor, metrics, shutdown });
+    let executor = Executor::new(leader.clone(), directory.clone(), metrics.clone());
+    let context = Arc::new(Context { leader, directory, executor, metrics, shutdown });
     let mut schedule = Schedule::default();
     let mut memories: HashMap<Key, Memory> = HashMap::new();
     let mut passes: JoinSet<Finished> = JoinSet::new();
     let mut resync = tokio::time::interval(RESYNC);
     let mut changed = Vec::new();
-    loop {
+    while context.leader.leads() {
         while passes.len() < PASSES {
             let Some(key) = schedule.pop(Instant::now()) else { break };
             let memory = memories.remove(&key).unwrap_or_default();
@@ -160,11 +161,28 @@ pub async fn run(
         }
     }
     while passes.join_next().await.is_some() {}
+    context.metrics.waiting.set(0);
+}
+
+/// Says whether the term can begin; it cannot when the lead is lost before.
+async fn begin(leader: &Leader, directory: &Directory) -> bool {
+    while leader.leads() && !directory.read(|index| Kind::ALL.into_iter().all(|kind| index.synced(kind))) {
+        tokio::time::sleep(SYNC_POLL).await;
+    }
+    let mut delays = retry::delays(FIRST_DELAY, LONGEST_DELAY);
+    while leader.leads() {
+        match relist_now(leader.client(), directory).await {
+            Ok(()) => return leader.leads(),
+            Err(error) => tracing::warn!(%error, "a new leader cannot list; nothing is planned before it has"),
+        }
+        tokio::time::sleep(delays.next().unwrap_or(LONGEST_DELAY)).await;
+    }
+    false
 }
 
 fn version(index: &Index, key: &Key) -> Version {
     let deployment = index.deployment(&key.namespace, &key.name)?;
-    let metadata = &deployment.raw.metadata;
+    let metadata = &deployment.metadata;
     // A deletion counts as a change of the deployment: the generation moves with it.
     Some((deployment.uid.clone(), metadata.generation.unwrap_or(0)))
 }
@@ -249,9 +267,11 @@ async fn pass(context: Arc<Context>, key: Key, mut memory: Memory) -> Finished {
             memory.swept = None;
         }
     }
+    let lost = verdict.lost;
     let next = verdict.next(&mut memory, snapshot.deployment.is_none() && gone);
     let result = match next {
         Next::Failed(_) => "retry",
+        _ if lost => "lost",
         _ if memory.refused.is_some() => "refused",
         _ => "ok",
     };
@@ -271,12 +291,18 @@ struct Verdict {
     at: Option<Instant>,
     failed: bool,
     retry_after: Option<Duration>,
+    /// The lead was lost: there is no next pass in this term.
+    lost: bool,
 }
 
 // === impl Verdict ===
 
 impl Verdict {
     fn trouble(&mut self, error: &CallError) {
+        if let CallError::Lost(_) = error {
+            self.lost = true;
+            return;
+        }
         self.failed = true;
         if let CallError::Busy(retry_after) = error {
             self.retry_after = self.retry_after.max(*retry_after);
@@ -284,6 +310,9 @@ impl Verdict {
     }
 
     fn next(self, memory: &mut Memory, nothing_left: bool) -> Next {
+        if self.lost {
+            return Next::Quiet;
+        }
         if self.failed {
             return Next::Failed(next_delay(&mut memory.delays).max(self.retry_after.unwrap_or_default()));
         }
@@ -394,12 +423,13 @@ impl Context {
             if known {
                 continue;
             }
-            match publish(&self.client, subject, &Happening::notice(notice, subject.generation), INSTANCE).await {
+            match self.leader.announce(subject, &Happening::notice(notice, subject.generation)).await {
                 Ok(()) => match notice.clone() {
                     Notice::NameTaken { device, .. } => drop(memory.told.1.insert(device)),
                     Notice::Started { hash } => (memory.started, memory.completed) = (Some(hash), None),
                     Notice::Completed { hash } => memory.completed = Some(hash),
                 },
+                Err(error @ CallError::Lost(_)) => return verdict.trouble(&error),
                 Err(error) => {
                     tracing::warn!(namespace = subject.namespace, deployment = subject.name, %error, "event not written");
                     if error.may_pass() {
@@ -414,7 +444,7 @@ impl Context {
             verdict.at = Some(due);
             return;
         }
-        let patch = serde_json::to_value(status).ok().and_then(|status| merge_patch(&deployment.raw.status, &status));
+        let patch = serde_json::to_value(status).ok().and_then(|status| merge_patch(&deployment.status, &status));
         let Some(patch) = patch else { return };
         memory.status_written = Some(Instant::now());
         match self.executor.patch_status(deployment, &patch).await {
@@ -437,6 +467,7 @@ impl Context {
             Err(CallError::Conflict) => verdict.soon = true,
             // Its deletion is on its way here.
             Err(CallError::NotFound) => {}
+            Err(error @ CallError::Lost(_)) => verdict.trouble(&error),
             Err(error) => {
                 tracing::warn!(namespace = subject.namespace, deployment = subject.name, %error, "status not written");
                 verdict.trouble(&error);
@@ -446,7 +477,7 @@ impl Context {
 
     /// Remembers, tells and logs what was done to children.
     async fn judge(&self, subject: &Subject, outcome: Outcome, memory: &mut Memory, verdict: &mut Verdict) {
-        let Outcome { created, deleted, changed, revision, refused: _, failed, trouble, overtaken, unfinished } =
+        let Outcome { created, deleted, changed, revision, refused: _, failed, trouble, overtaken, unfinished, lost } =
             outcome;
         let (namespace, deployment) = (&*subject.namespace, &*subject.name);
         if created.len() + deleted.len() + changed > 0 {
@@ -463,6 +494,7 @@ impl Context {
             tracing::warn!(namespace, deployment, failed, %error, "children not written");
             verdict.trouble(error);
         }
+        verdict.lost |= lost;
         verdict.soon |= overtaken > 0;
         verdict.more |= unfinished && trouble.is_none();
         let now = Instant::now();
@@ -480,7 +512,7 @@ impl Context {
             happenings.push(happening);
         }
         for happening in happenings {
-            if let Err(error) = publish(&self.client, subject, &happening, INSTANCE).await {
+            if let Err(error) = self.leader.tell(subject, &happening).await {
                 tracing::warn!(namespace, deployment, reason = happening.reason, %error, "event not written");
             }
         }

@@ -1,8 +1,7 @@
-//! Edge: events on deployments.
+//! Pure: events on deployments.
 //!
 //! Names are hashes of what happened, so that a repeat, of whichever manager, is no second event.
 
-use super::call::{CallError, call};
 use super::plan::{Notice, OWNER_KIND};
 use crate::api::API_VERSION;
 use crate::desired::lean::Deployment;
@@ -10,8 +9,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
-use kube::Client;
-use kube::api::{Api, ObjectMeta, PostParams};
+use kube::api::ObjectMeta;
 use sha2::{Digest, Sha256};
 
 /// `reportingController` of every event.
@@ -57,7 +55,7 @@ impl From<&Deployment> for Subject {
             namespace: deployment.key.namespace.to_string(),
             name: deployment.key.name.to_string(),
             uid: deployment.uid.to_string(),
-            generation: deployment.raw.metadata.generation.unwrap_or(0),
+            generation: deployment.metadata.generation.unwrap_or(0),
         }
     }
 }
@@ -110,7 +108,9 @@ impl Happening {
         }
     }
 
-    fn event(&self, subject: &Subject, instance: &str, now: Timestamp) -> Event {
+    /// As the apiserver takes it. The replica's name counts for nothing but itself.
+    #[must_use]
+    pub fn event(&self, subject: &Subject, instance: &str, now: Timestamp) -> Event {
         let digest = Sha256::digest(format!("{}\0{}\0{}", subject.uid, self.reason, self.distinct).as_bytes());
         let mut hash = hex::encode(digest);
         hash.truncate(16);
@@ -144,24 +144,6 @@ impl Happening {
             type_: Some(if self.warning { "Warning" } else { "Normal" }.to_owned()),
             ..Event::default()
         }
-    }
-}
-
-/// Writes an event; that it is there already is success.
-///
-/// # Errors
-/// When the apiserver did not take it.
-pub async fn publish(
-    client: &Client,
-    subject: &Subject,
-    happening: &Happening,
-    instance: &str,
-) -> Result<(), CallError> {
-    let api: Api<Event> = Api::namespaced(client.clone(), &subject.namespace);
-    let event = happening.event(subject, instance, Timestamp::now());
-    match call(api.create(&PostParams::default(), &event)).await {
-        Ok(_) | Err(CallError::Exists) => Ok(()),
-        Err(error) => Err(error),
     }
 }
 

@@ -1,6 +1,7 @@
 //! Edge: performs a plan: many writes at once, each under the version that the plan has seen.
 
-use super::call::{CallError, call};
+use super::call::CallError;
+use super::leader::Leader;
 use super::metrics::Metrics;
 use super::plan::{Action, DEVICE_KIND, OWNER_KIND, Plan, Step, Why};
 use super::template::{MarkMap, Template};
@@ -14,7 +15,6 @@ use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use http::header::CONTENT_TYPE;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
-use kube::Client;
 use kube::api::{DeleteParams, GetParams, Patch, PatchParams, PostParams, Preconditions, Request};
 use serde::Serialize;
 use serde_json::value::{RawValue, to_raw_value};
@@ -51,11 +51,13 @@ pub struct Outcome {
     pub overtaken: usize,
     /// Whether steps are left: time was up, or there was trouble.
     pub unfinished: bool,
+    /// The lead was lost meanwhile.
+    pub lost: bool,
 }
 
 /// Performs steps; one for all deployments.
 pub struct Executor {
-    client: Client,
+    leader: Leader,
     directory: Arc<Directory>,
     metrics: Metrics,
     permits: Semaphore,
@@ -107,14 +109,14 @@ enum Done {
 // === impl Executor ===
 
 impl Executor {
-    /// An executor. The client must not retry by itself.
+    /// An executor for one term.
     #[must_use]
-    pub fn new(client: Client, directory: Arc<Directory>, metrics: Metrics) -> Self {
-        Self { client, directory, metrics, permits: Semaphore::new(CONCURRENCY) }
+    pub fn new(leader: Leader, directory: Arc<Directory>, metrics: Metrics) -> Self {
+        Self { leader, directory, metrics, permits: Semaphore::new(CONCURRENCY) }
     }
 
-    /// Performs the steps of a plan, except on devices that rest, until all are done, time is up or the token is
-    /// cancelled; what has begun is always finished.
+    /// Performs the steps of a plan, except on devices that rest, until all are done, time is up, the lead is lost or
+    /// the token is cancelled; what has begun is always finished.
     pub async fn run(
         &self,
         deployment: &Deployment,
@@ -143,6 +145,7 @@ impl Executor {
             while under_way.len() < CONCURRENCY
                 && in_a_row < FAILURES_IN_A_ROW
                 && Instant::now() < until
+                && !outcome.lost
                 && !shutdown.is_cancelled()
             {
                 let Some(job) = jobs.next() else { break };
@@ -150,6 +153,10 @@ impl Executor {
             }
             let Some((job, done)) = under_way.next().await else { break };
             let (operation, device) = (job.operation(), job.device());
+            if matches!(done, Err(CallError::Lost(_))) {
+                outcome.lost = true;
+                continue;
+            }
             self.metrics
                 .children_writes
                 .with_label_values(&[operation, done.as_ref().map_or_else(CallError::label, Done::label)])
@@ -173,7 +180,7 @@ impl Executor {
                 }
             }
         }
-        outcome.unfinished = jobs.next().is_some();
+        outcome.unfinished = outcome.lost || jobs.next().is_some();
         outcome
     }
 
@@ -219,7 +226,7 @@ impl Executor {
         };
         let body = serde_json::to_vec(&child).map_err(|error| CallError::Request(error.to_string()))?;
         let request = requests(namespace, Kind::Process).create(&PostParams::default(), body).map_err(unbuilt)?;
-        match call(self.client.request::<Raw>(request)).await {
+        match self.leader.write::<Raw>(request).await {
             Ok(raw) => {
                 let revision = raw.revision();
                 self.take_back(raw, Some(template.hash), labels, template.annotations())?;
@@ -283,7 +290,7 @@ impl Executor {
         let request = http::Request::patch(path(namespace, Kind::Process, name))
             .header(CONTENT_TYPE, "application/json-patch+json");
         let request = request.body(body).map_err(|error| CallError::Request(error.to_string()))?;
-        match call(self.client.request::<Raw>(request)).await {
+        match self.leader.write::<Raw>(request).await {
             Ok(raw) => {
                 let revision = raw.revision();
                 self.take_back(raw, spec.then_some(template.hash), labels, annotations)?;
@@ -319,10 +326,10 @@ impl Executor {
             Preconditions { resource_version: Some(child.revision.to_string()), uid: Some(child.uid.to_string()) };
         let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::background() };
         let request = requests(namespace, Kind::Process).delete(name, &params).map_err(unbuilt)?;
-        match call(self.client.request_status::<Raw>(request)).await {
-            Ok(answer) => {
+        match self.leader.delete::<Raw>(request).await {
+            Ok(left) => {
                 // With a finalizer the object is still there, and says so.
-                if let Some(raw) = answer.left() {
+                if let Some(raw) = left {
                     self.directory.adopt(Kind::Process, raw);
                 }
                 Ok(Done::Deleted(name.to_owned(), child.uid.clone()))
@@ -343,7 +350,10 @@ impl Executor {
         let request = requests(namespace, Kind::Deployment)
             .patch_subresource("status", name, &PatchParams::default(), &Patch::Merge(patch))
             .map_err(unbuilt)?;
-        let result = call(self.client.request::<Raw>(request)).await;
+        let result = self.leader.write::<Raw>(request).await;
+        if let Err(error @ CallError::Lost(_)) = result {
+            return Err(error);
+        }
         self.metrics.status_patches.with_label_values(&[result.as_ref().map_or_else(CallError::label, |_| "ok")]).inc();
         match result {
             Ok(raw) => {
@@ -378,7 +388,7 @@ impl Executor {
     /// The object as it is now (a quorum read).
     async fn get(&self, kind: Kind, namespace: &str, name: &str) -> Result<Raw, CallError> {
         let request = requests(namespace, kind).get(name, &GetParams::default()).map_err(unbuilt)?;
-        call(self.client.request(request)).await
+        self.leader.read(request).await
     }
 
     /// Reads what is there now, so that the next plan knows it even if the watch is late.
@@ -402,14 +412,20 @@ impl Executor {
         let have = |have: Option<&MarkMap>, want: &MarkMap| {
             want.iter().all(|(key, value)| have.and_then(|have| have.get(key)) == Some(value))
         };
-        let altered = if hash.is_some_and(|hash| hash != SpecHash::of_spec(&raw.spec)) {
-            Some("spec")
-        } else if !have(raw.metadata.labels.as_ref(), labels) {
-            Some("labels")
-        } else {
-            (!have(raw.metadata.annotations.as_ref(), annotations)).then_some("annotations")
-        };
+        let labels = have(raw.metadata.labels.as_ref(), labels);
+        let annotations = have(raw.metadata.annotations.as_ref(), annotations);
+        let (namespace, name, revision) = (raw.namespace().to_owned(), raw.name().to_owned(), raw.revision());
         self.directory.adopt(Kind::Process, raw);
+        // The index has just hashed it, unless it knows something newer by now.
+        let taken = self.directory.read(|index| {
+            let process = index.process(&namespace, &name).filter(|process| process.revision == revision);
+            process.map(|process| process.spec.hash)
+        });
+        let altered = match (hash, taken) {
+            (Some(hash), Some(taken)) if hash != taken => Some("spec"),
+            _ if !labels => Some("labels"),
+            _ => (!annotations).then_some("annotations"),
+        };
         altered.map_or(Ok(()), |what| Err(CallError::Altered(what)))
     }
 }

@@ -18,7 +18,7 @@ pub struct Metrics {
 }
 
 /// Values of the label `result` of passes.
-pub const RECONCILE_RESULTS: [&str; 3] = ["ok", "retry", "refused"];
+pub const RECONCILE_RESULTS: [&str; 4] = ["ok", "retry", "refused", "lost"];
 /// Values of the label `operation`.
 pub const OPERATIONS: [&str; 4] = ["create", "adopt", "update", "delete"];
 /// Values of the label `result` of writes.

@@ -159,13 +159,13 @@ pub enum Notice {
 #[must_use]
 pub fn plan(view: &View<'_>) -> Plan {
     let deployment = view.deployment;
-    if deployment.raw.metadata.deletion_timestamp.is_some() {
+    if deployment.metadata.deletion_timestamp.is_some() {
         // Whoever deletes it decides what becomes of the children (cascade=orphan keeps them): they are cleaned up
         // when it is gone.
         return Plan::default();
     }
     let before = tally::written(deployment);
-    let template = match Template::read(&deployment.raw) {
+    let template = match Template::read(deployment) {
         Ok(template) => template,
         Err(error) => {
             let reason = match error {
@@ -299,7 +299,7 @@ impl Work<'_> {
     fn delete(&mut self, doomed: &[(&Arc<Process>, Why)], all: usize) -> Option<Obstacle> {
         let limit = DELETIONS_ALWAYS_ALLOWED.max(all / DELETIONS_ALLOWED_SHARE);
         let deployment = self.view.deployment;
-        let metadata = &deployment.raw.metadata;
+        let metadata = &deployment.metadata;
         let generation = metadata.generation.unwrap_or(0).to_string();
         let allowed = metadata.annotations.as_ref().and_then(|marks| marks.get(ALLOW_MASS_DELETION_ANNOTATION));
         let held = doomed.len() > limit && allowed != Some(&generation);

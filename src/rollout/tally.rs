@@ -75,7 +75,7 @@ fn well(child: &Process, health_check: bool) -> bool {
 /// The status as it was last written; what cannot be read is absent.
 #[must_use]
 pub fn written(deployment: &Deployment) -> DeviceProcessDeploymentStatus {
-    DeviceProcessDeploymentStatus::deserialize(&deployment.raw.status).unwrap_or_default()
+    DeviceProcessDeploymentStatus::deserialize(&deployment.status).unwrap_or_default()
 }
 
 /// The status that a deployment should have now. Equal to `before` when nothing changed.
@@ -88,7 +88,7 @@ pub fn status(
     now: Timestamp,
 ) -> DeviceProcessDeploymentStatus {
     let mut status = before.clone();
-    status.observed_generation = deployment.raw.metadata.generation;
+    status.observed_generation = deployment.metadata.generation;
     if let Some((tally, template)) = counted {
         let number = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
         status.desired_number_scheduled = number(tally.desired);
@@ -97,7 +97,7 @@ pub fn status(
         status.number_ready = number(tally.ready);
         status.number_available = number(tally.ready);
         status.number_unavailable = number(tally.desired - tally.ready);
-        let strategy = UpdateStrategy::deserialize(&deployment.raw.spec["updateStrategy"]).unwrap_or_default();
+        let strategy = UpdateStrategy::deserialize(&deployment.spec["updateStrategy"]).unwrap_or_default();
         let enough = tally.desired - tally.ready <= strategy.rolling_update.budget(tally.desired);
         let (reason, message) = if enough {
             (reasons::ENOUGH_AVAILABLE, "no more devices are unavailable than maxUnavailable allows")

@@ -4,8 +4,7 @@ use crate::api::marks::{
     DEVICE_NAME_LABEL, MANAGED_MARKS_ANNOTATION, MAX_LABEL_BYTES, UPDATED_FROM_ANNOTATION, device_label,
 };
 use crate::api::selector::{LabelSelector, SelectorError};
-use crate::desired::lean::{Marks, Process, Switch, mark};
-use crate::desired::object::Raw;
+use crate::desired::lean::{Deployment, Process, Switch, Text, mark};
 use crate::wire::canonical::SpecHash;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -64,7 +63,7 @@ impl Template {
     ///
     /// # Errors
     /// When nothing can be decided from it; its children must then be left alone.
-    pub fn read(deployment: &Raw) -> Result<Self, TemplateError> {
+    pub fn read(deployment: &Deployment) -> Result<Self, TemplateError> {
         let selector = &deployment.spec["selector"];
         let selector = LabelSelector::deserialize(selector)
             .map_err(|error| TemplateError::UnreadableSelector(error.to_string()))?;
@@ -165,7 +164,7 @@ impl Template {
     }
 }
 
-fn owned(marks: &Marks) -> MarkMap {
+fn owned(marks: &[(Text, Text)]) -> MarkMap {
     marks.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect()
 }
 
@@ -178,14 +177,19 @@ fn read_marks(marks: &Value, keep: impl Fn(&str) -> bool) -> MarkMap {
 mod tests {
     use super::*;
     use crate::desired::lean::Pool;
+    use crate::desired::object::Opened;
     use serde_json::json;
 
-    fn raw(value: Value) -> Raw {
+    fn raw(value: Value) -> Opened {
         serde_json::from_value(value).unwrap()
     }
 
-    fn deployment(selector: &Value, labels: &Value) -> Raw {
-        raw(json!({"metadata": {"name": "d", "namespace": "n"}, "spec": {
+    fn whole(value: Value) -> Deployment {
+        Pool::default().deployment(raw(value))
+    }
+
+    fn deployment(selector: &Value, labels: &Value) -> Deployment {
+        whole(json!({"metadata": {"name": "d", "namespace": "n"}, "spec": {
             "selector": selector,
             "template": {"metadata": {"labels": labels, "annotations": {"note": "1", MANAGED_MARKS_ANNOTATION: "lie"}}, "spec": {"a": 1}}}}))
     }
@@ -240,7 +244,7 @@ mod tests {
             assert!(error.contains(message), "{error}");
         }
         assert_eq!(
-            Template::read(&raw(json!({"spec": {"selector": {}, "template": {"spec": 3}}}))).unwrap_err(),
+            Template::read(&whole(json!({"spec": {"selector": {}, "template": {"spec": 3}}}))).unwrap_err(),
             TemplateError::Spec
         );
     }
@@ -251,7 +255,7 @@ mod tests {
         let spec: Value = serde_json::from_str(template.spec("NetworkSwitch", "s", None).get()).unwrap();
         assert_eq!(spec, json!({"a": 1, "deviceRef": {"kind": "NetworkSwitch", "name": "s"}}));
         assert_eq!(SpecHash::of_spec(&spec), template.hash);
-        let empty = raw(json!({"spec": {"selector": {}, "template": {"spec": {}}}}));
+        let empty = whole(json!({"spec": {"selector": {}, "template": {"spec": {}}}}));
         let spec = Template::read(&empty).unwrap().spec("NetworkSwitch", "s", Some("n"));
         assert_eq!(spec.get(), r#"{"deviceRef":{"kind":"NetworkSwitch","name":"s","namespace":"n"}}"#);
     }

@@ -4,7 +4,7 @@ use super::*;
 use crate::api::condition::{Status, find, is, types};
 use crate::api::marks::DEVICE_NAME_LABEL;
 use crate::desired::lean::Pool;
-use crate::desired::object::Raw;
+use crate::desired::object::Opened;
 use crate::wire::canonical::SpecHash;
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -61,7 +61,7 @@ impl World {
     }
 
     fn lean(&self) -> (Deployment, Vec<Arc<Switch>>, BTreeMap<String, Arc<Process>>) {
-        let raw = |value: &Value| serde_json::from_value::<Raw>(value.clone()).unwrap();
+        let raw = |value: &Value| serde_json::from_value::<Opened>(value.clone()).unwrap();
         let mut pool = Pool::default();
         let mut switches: Vec<_> = self.switches.values().map(|value| Arc::new(pool.switch(&raw(value)))).collect();
         if self.reversed {
@@ -461,7 +461,7 @@ proptest! {
         let waiting: HashSet<&str> = plan.steps.iter().map(|step| &*step.device).collect();
         let owned: Vec<_> = world.owned().into_iter().filter(|child| !child.deleting).collect();
         let (deployment, switches, _) = world.lean();
-        let template = Template::read(&deployment.raw).unwrap();
+        let template = Template::read(&deployment).unwrap();
         for switch in &switches {
             let device = &*switch.key.name;
             let mine: Vec<_> = owned.iter().filter(|child| &*child.device == device).collect();
@@ -492,7 +492,7 @@ proptest! {
             world.apply(&world.plan());
         }
         let (deployment, switches, _) = world.lean();
-        let template = Template::read(&deployment.raw).unwrap();
+        let template = Template::read(&deployment).unwrap();
         let status = tally::written(&deployment);
         let (mut desired, mut current, mut updated, mut ready) = (0, 0, 0, 0);
         for switch in switches.iter().filter(|switch| !switch.deleting && template.matches(switch)) {
