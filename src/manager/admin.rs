@@ -4,6 +4,10 @@ use super::metrics::ManagerMetrics;
 use crate::desired::directory::Directory;
 use crate::desired::index::{Index, Kind};
 use crate::desired::watch::LastEvents;
+use crate::ownership::members::Owner;
+use crate::ownership::metrics::OwnershipMetrics;
+use crate::ownership::rendezvous::device_hash;
+use crate::ownership::shared::Ownership;
 use crate::presence::roll::Roll;
 use crate::presence::staleness::AgentState;
 use crate::status::writer::Writer;
@@ -16,6 +20,7 @@ use prometheus::{Registry, TextEncoder};
 use serde::Deserialize;
 use serde_json::json;
 use std::sync::Arc;
+use tokio_util::sync::CancellationToken;
 
 /// What the admin port looks at.
 #[derive(Clone)]
@@ -32,6 +37,12 @@ pub struct Admin {
     pub roll: Arc<Roll>,
     /// What waits to be written.
     pub writer: Arc<Writer>,
+    /// Who works for which device.
+    pub ownership: Arc<Ownership>,
+    /// Its metrics.
+    pub ownership_metrics: OwnershipMetrics,
+    /// This replica is about to stop.
+    pub leaving: CancellationToken,
 }
 
 /// The routes.
@@ -41,12 +52,16 @@ pub fn router(admin: Admin) -> Router {
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
         .route("/debug/device", get(device))
+        .route("/debug/ownership", get(ownership))
         .with_state(admin)
 }
 
 /// Ready once the first lists are in; it stays so while the apiserver is away, since devices are served from
-/// the cache.
+/// the cache. Not ready any more as soon as it is told to stop, so that devices are sent elsewhere.
 async fn ready(State(admin): State<Admin>) -> Response {
+    if admin.leaving.is_cancelled() {
+        return (StatusCode::SERVICE_UNAVAILABLE, "stopping\n").into_response();
+    }
     let waiting: Vec<&str> = admin
         .directory
         .read(|index| Kind::ALL.into_iter().filter(|kind| !index.synced(*kind)).map(Kind::as_str).collect());
@@ -58,6 +73,7 @@ async fn ready(State(admin): State<Admin>) -> Response {
 
 async fn metrics(State(admin): State<Admin>) -> Response {
     admin.writer.sample();
+    admin.ownership_metrics.sample(&admin.ownership);
     admin.metrics.sample(Some(&admin.directory), Some(&admin.last_events));
     match TextEncoder::new().encode_to_string(&admin.registry.gather()) {
         Ok(text) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response(),
@@ -66,8 +82,48 @@ async fn metrics(State(admin): State<Admin>) -> Response {
 }
 
 #[derive(Deserialize)]
+struct OwnershipQuery {
+    device: Option<String>,
+}
+
+#[derive(Deserialize)]
 struct DeviceQuery {
     name: String,
+}
+
+/// Who is there as this replica sees it, and of a device who works for it, and why.
+async fn ownership(State(admin): State<Admin>, Query(query): Query<OwnershipQuery>) -> Response {
+    let (view, standing) = (admin.ownership.view(), admin.ownership.standing());
+    let members = view.members.iter().map(|member| {
+        json!({
+            "identity": &*member.identity, "incarnation": format!("{:016x}", member.incarnation),
+            "address": member.address, "protocol": member.protocol,
+        })
+    });
+    let mut answer = json!({
+        "identity": &**admin.ownership.identity(),
+        "leads": admin.ownership.lead().borrow().as_ref().is_some_and(|lead| lead.holds().is_ok()),
+        "view": {
+            "epoch": view.epoch, "fingerprint": format!("{:016x}", view.fingerprint),
+            "ageSeconds": Some(admin.ownership.view_age_seconds()).filter(|age| age.is_finite()),
+            "members": members.collect::<Vec<_>>(),
+        },
+        "standing": { "lease": standing.lease, "apiserver": standing.apiserver, "joined": standing.joined },
+    });
+    if let Some(device) = query.device {
+        let hash = device_hash(&device);
+        let weights = view.why(hash);
+        let owner = match view.owner(hash) {
+            Owner::Me => admin.ownership.identity().clone(),
+            Owner::Peer(member) => member.identity.clone(),
+        };
+        answer["device"] = json!({
+            "name": device, "hash": format!("{hash:016x}"), "owner": &*owner,
+            "why": "the member with the greatest weight, a hash of its identity and the device's name",
+            "weights": weights.iter().map(|(member, weight)| json!({"identity": &**member, "weight": format!("{weight:016x}")})).collect::<Vec<_>>(),
+        });
+    }
+    Json(answer).into_response()
 }
 
 /// What this replica believes of one device.

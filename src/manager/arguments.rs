@@ -52,9 +52,29 @@ pub struct RunArguments {
     /// Kubeconfig file; without it, or empty: in-cluster, then the default kubeconfig.
     #[arg(long, value_name = "FILE", value_parser = file)]
     pub kubeconfig: Option<PathBuf>,
-    /// Name of this replica in events; without it host name and process id.
+    /// Name of this replica in Leases and events, unique among the replicas; without it host name and process id.
     #[arg(long, value_name = "NAME", env = "POD_NAME")]
     pub identity: Option<String>,
+    /// Namespace of the Leases by which replicas find each other and elect a leader; the same for all of them.
+    #[arg(long, value_name = "NAME", env = "POD_NAMESPACE", default_value = "praetor-system", value_parser = namespace)]
+    pub namespace: String,
+    /// Address on which other replicas are heard, where there is a peer secret; `:PORT` means all interfaces.
+    #[arg(long, value_name = "ADDRESS", default_value = ":8082", value_parser = address)]
+    pub peer_addr: SocketAddr,
+    /// Where other replicas reach that address: IP:PORT. Without it the variable POD_IP with the port of --peer-addr,
+    /// else --peer-addr itself where it names an interface.
+    #[arg(long, value_name = "IP:PORT")]
+    pub peer_advertise_addr: Option<SocketAddr>,
+    /// The address of this pod, as Kubernetes tells it.
+    #[arg(long, value_name = "IP", env = "POD_IP", hide = true)]
+    pub pod_ip: Option<IpAddr>,
+    /// File with the secret that all replicas share, at least 16 bytes. Without one this replica works alone and ends
+    /// when it sees another. [env: APOLLO_PEER_SECRET, the secret itself]
+    #[arg(long, value_name = "FILE", value_parser = file)]
+    pub peer_secret_file: Option<PathBuf>,
+    /// How long devices are still answered after SIGTERM, while load balancers learn of it, seconds (0 to 300).
+    #[arg(long, value_name = "SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u32).range(0..=300))]
+    pub drain_seconds: u32,
     /// How often devices are told to report, seconds (1 to 3600).
     #[arg(long, value_name = "SECONDS", default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..=3600))]
     pub default_heartbeat_seconds: u32,
@@ -93,6 +113,15 @@ pub struct RunArguments {
 /// Also takes nothing, which clap's own parser of paths refuses.
 fn file(text: &str) -> Result<PathBuf, Infallible> {
     Ok(text.into())
+}
+
+fn namespace(text: &str) -> Result<String, String> {
+    let label = text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
+    let edges = |byte: Option<u8>| byte.is_some_and(|byte| byte != b'-');
+    if label && text.len() <= 63 && edges(text.bytes().next()) && edges(text.bytes().last()) {
+        return Ok(text.to_owned());
+    }
+    Err("use the name of a namespace: lower-case letters, digits and dashes, at most 63".to_owned())
 }
 
 fn address(text: &str) -> Result<SocketAddr, String> {

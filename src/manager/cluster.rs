@@ -50,14 +50,16 @@ pub enum ClusterError {
     },
 }
 
-/// Two clients with connections of their own, so that status writes never wait behind watches and fan-out.
-/// Neither retries by itself: whoever calls decides what a failure means.
+/// Clients with connections of their own, so that status writes never wait behind watches and fan-out, and Leases
+/// behind nothing. None retries by itself: whoever calls decides what a failure means.
 #[derive(Clone)]
 pub struct Clients {
     /// For lists, watches and the fan-out.
     pub watch: Client,
     /// For status and events.
     pub status: Client,
+    /// For Leases.
+    pub leases: Client,
     url: String,
 }
 
@@ -91,7 +93,7 @@ pub async fn connect(kubeconfig: Option<&Path>) -> Result<Clients, ClusterError>
             reason: chain(&error),
         })
     };
-    Ok(Clients { watch: client(config.clone())?, status: client(config)?, url })
+    Ok(Clients { watch: client(config.clone())?, status: client(config.clone())?, leases: client(config)?, url })
 }
 
 /// Waits until the apiserver answers, and makes sure that it knows the kinds and lets them be listed.

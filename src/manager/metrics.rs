@@ -3,13 +3,12 @@
 use crate::desired::directory::Directory;
 use crate::desired::index::Kind;
 use crate::desired::watch::LastEvents;
-use prometheus::{GaugeVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+use prometheus::{GaugeVec, IntGaugeVec, Opts, Registry};
 
 /// See the help texts.
 #[derive(Debug, Clone)]
 pub struct ManagerMetrics {
     watch: GaugeVec,
-    owned: IntGauge,
     objects: IntGaugeVec,
 }
 
@@ -26,21 +25,6 @@ impl ManagerMetrics {
             &["version"],
         )?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
-        let leader =
-            IntGauge::new("praetor_leader", "1 when this replica runs the fan-out; a single replica always does.")?;
-        leader.set(1);
-        let members = IntGauge::new("praetor_members", "Live replicas that this one sees, itself included.")?;
-        members.set(1);
-        let forwards = IntCounterVec::new(
-            Opts::new(
-                "praetor_forwards_total",
-                "Reports forwarded to the replica that owns the device, by result; none while there is one replica.",
-            ),
-            &["result"],
-        )?;
-        for result in ["ok", "error"] {
-            forwards.with_label_values(&[result]);
-        }
         let metrics = Self {
             watch: GaugeVec::new(
                 Opts::new(
@@ -49,18 +33,13 @@ impl ManagerMetrics {
                 ),
                 &["kind"],
             )?,
-            owned: IntGauge::new("praetor_owned_devices", "Devices whose status this replica writes.")?,
             objects: IntGaugeVec::new(
                 Opts::new("praetor_objects", "Objects of a kind in the watch cache."),
                 &["kind"],
             )?,
         };
         registry.register(Box::new(build))?;
-        registry.register(Box::new(leader))?;
-        registry.register(Box::new(members))?;
-        registry.register(Box::new(forwards))?;
         registry.register(Box::new(metrics.watch.clone()))?;
-        registry.register(Box::new(metrics.owned.clone()))?;
         registry.register(Box::new(metrics.objects.clone()))?;
         metrics.sample(None, None);
         Ok(metrics)
@@ -76,7 +55,5 @@ impl ManagerMetrics {
                 .with_label_values(&[kind.as_str()])
                 .set(last_events.map_or(0.0, |events| events.silent_seconds(kind)));
         }
-        self.owned
-            .set(directory.map_or(0, |directory| gauge(directory.read(crate::desired::index::Index::device_count))));
     }
 }

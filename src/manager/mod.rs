@@ -2,11 +2,15 @@
 //!
 //! - [`arguments`]: flags and environment, read once
 //! - [`cluster`]: the way to the apiserver, and whether it has what is needed
-//! - [`run`]: start, supervise, stop
+//! - [`run`]: what each command does
+//! - [`replica`]: a running replica: its parts, its start and its stop
+//! - [`error`]: why it does not run
 //! - [`admin`]: health, metrics, debugging
 //! - [`metrics`]: what belongs to no other room
 pub mod admin;
 pub mod arguments;
 pub mod cluster;
+pub mod error;
 pub mod metrics;
+pub mod replica;
 pub mod run;
