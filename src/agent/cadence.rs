@@ -10,6 +10,8 @@ pub const MIN_GET_GAP: Duration = Duration::from_secs(1);
 pub const NO_LONG_POLL_PAUSE: Duration = Duration::from_secs(5);
 /// Longest `Retry-After` that is obeyed.
 pub const MAX_RETRY_AFTER: Duration = Duration::from_secs(60);
+/// Shortest pause before the next gateway is asked after one that asked for time; at most twice as long.
+const MOVE_ON_PAUSE: Duration = Duration::from_secs(1);
 /// Interval between reports until the gateway has named one.
 pub const DEFAULT_HEARTBEAT: Duration = Duration::from_secs(15);
 /// Shortest and longest interval between reports that a gateway can ask for.
@@ -40,36 +42,43 @@ pub fn heartbeat(seconds: u64) -> Duration {
 /// Which gateway to try, and how long to leave them alone after failures.
 #[derive(Debug)]
 struct Attempts {
-    gateways: usize,
     current: usize,
     failures: u32,
+    /// For each gateway the end of the time for which it has asked to be left alone.
+    spared: Box<[Option<Instant>]>,
 }
 
 // === impl Attempts ===
 
 impl Attempts {
     fn new(gateways: usize) -> Self {
-        Self { gateways: gateways.max(1), current: 0, failures: 0 }
+        Self { current: 0, failures: 0, spared: vec![None; gateways.max(1)].into() }
     }
 
-    /// Moves on to the next gateway and says how long to wait first: not at all while there is one that was not
-    /// tried since the last success or pause, else from 1 s to one heartbeat, doubling from round to round.
-    fn failed(&mut self, retry_after: Option<Duration>, heartbeat: Duration, chance: f64) -> Duration {
+    /// Moves on to the next gateway and says when to ask it: at once while there is one that was not tried since the
+    /// last success or pause, else after 1 s to one heartbeat, doubling from round to round.
+    ///
+    /// A `Retry-After` is the word of one gateway about itself: another one may be able, and is asked a second or two
+    /// later, since what troubles one may trouble all. One that has asked for time is passed over until it is up.
+    fn failed(&mut self, now: Instant, retry_after: Option<Duration>, heartbeat: Duration, chance: f64) -> Instant {
+        let gateways = self.spared.len();
         self.failures = self.failures.saturating_add(1);
-        self.current = (self.current + 1) % self.gateways;
-        let gateways = u32::try_from(self.gateways).unwrap_or(u32::MAX);
-        let pause = if self.failures.is_multiple_of(gateways) {
-            let longest = Duration::from_secs(1 << (self.failures / gateways).min(16)).min(heartbeat);
+        // A server that names a time names it to many: spread them a little, never before that time.
+        let asked = retry_after.map(|time| time.min(MAX_RETRY_AFTER)).map(|time| spread(time, time + time / 8, chance));
+        self.spared[self.current] = asked.map(|time| now + time);
+        let until = |gateway: &usize| self.spared[*gateway].filter(|until| *until > now);
+        // Of several the first, so the next in order where nobody has asked for time.
+        let next = (1..=gateways).map(|step| (self.current + step) % gateways).min_by_key(until).unwrap_or(0);
+        let round = u32::try_from(gateways).unwrap_or(u32::MAX);
+        let pause = if self.failures.is_multiple_of(round) || next == self.current {
+            let longest = Duration::from_secs(1 << self.failures.div_ceil(round).min(16)).min(heartbeat);
             spread((longest / 2).max(Duration::from_secs(1).min(longest)), longest, chance)
         } else {
-            Duration::ZERO
+            asked.map_or(Duration::ZERO, |asked| spread(MOVE_ON_PAUSE, 2 * MOVE_ON_PAUSE, chance).min(asked))
         };
-        // A server that names a time names it to many: spread them a little, never before that time.
-        let asked = retry_after.map_or(Duration::ZERO, |time| {
-            let time = time.min(MAX_RETRY_AFTER);
-            spread(time, time + time / 8, chance)
-        });
-        pause.max(asked)
+        let spared = until(&next);
+        self.current = next;
+        (now + pause).max(spared.unwrap_or(now))
     }
 }
 
@@ -127,16 +136,16 @@ impl Polling {
 
     /// Notes how the GET ended and plans the next one.
     pub fn answered(&mut self, now: Instant, outcome: Outcome, heartbeat: Duration, chance: f64) {
-        let pause = if let Outcome::Failed { retry_after } = outcome {
+        let next = if let Outcome::Failed { retry_after } = outcome {
             self.steady = false;
-            self.attempts.failed(retry_after, heartbeat, chance)
+            self.attempts.failed(now, retry_after, heartbeat, chance)
         } else {
             self.steady = true;
             self.attempts.failures = 0;
             let early = now.saturating_duration_since(self.asked) + LONG_POLL_SLACK < self.wait;
-            if outcome == Outcome::Nothing && early { NO_LONG_POLL_PAUSE } else { Duration::ZERO }
+            if outcome == Outcome::Nothing && early { now + NO_LONG_POLL_PAUSE } else { now }
         };
-        self.due = (now + pause).max(self.asked + MIN_GET_GAP);
+        self.due = next.max(self.asked + MIN_GET_GAP);
     }
 }
 
@@ -196,7 +205,7 @@ impl Reporting {
     pub fn answered(&mut self, now: Instant, outcome: Outcome, chance: f64) {
         self.retry = if let Outcome::Failed { retry_after } = outcome {
             // What was to be said is still unsaid, but saying it at once is what just failed.
-            Some(now + self.attempts.failed(retry_after, self.heartbeat, chance))
+            Some(self.attempts.failed(now, retry_after, self.heartbeat, chance))
         } else {
             self.attempts.failures = 0;
             None
@@ -261,6 +270,37 @@ mod tests {
     }
 
     #[test]
+    fn one_that_asks_for_time_gets_it_and_another_is_asked_meanwhile() {
+        let patience = |s: f64| Outcome::Failed { retry_after: Some(seconds(s)) };
+        let begin = Instant::now();
+        let mut reporting = Reporting::new(3, H);
+        let mut now = begin;
+        let mut fails = |outcome: Outcome, gateway: usize, due: f64| {
+            assert_eq!(reporting.start(now), gateway);
+            reporting.answered(now, outcome, 0.0);
+            now = reporting.due(now);
+            assert_eq!(now, begin + seconds(due), "after gateway {gateway}");
+        };
+        // A second between them: what troubles one may trouble all.
+        fails(patience(40.0), 0, 1.0);
+        fails(FAILED, 1, 1.0);
+        // After a whole round a pause, and gateway 0 is still passed over.
+        fails(patience(8.0), 2, 2.0);
+        fails(FAILED, 1, 4.0);
+        fails(patience(30.0), 1, 9.0);
+        // The first whose time is up.
+        fails(patience(60.0), 2, 34.0);
+        fails(patience(60.0), 1, 40.0);
+        // A success forgets failures, not what a gateway has asked for.
+        assert_eq!(reporting.start(now), 0);
+        reporting.answered(now, Outcome::Nothing, 0.0);
+        reporting.start(now);
+        reporting.answered(now, FAILED, 0.0);
+        assert_eq!(reporting.due(now), now + seconds(1.0), "nobody else to go to: not at once");
+        assert_eq!(reporting.start(now), 0);
+    }
+
+    #[test]
     fn back_off_doubles_from_one_second_to_the_heartbeat() {
         let now = Instant::now();
         for (chance, expected) in [(0.0, [1.0, 2.0, 4.0, 7.5, 7.5]), (1.0, [2.0, 4.0, 8.0, 15.0, 15.0])] {
@@ -319,6 +359,8 @@ mod tests {
             let mut now = Instant::now();
             let mut polling = Polling::new(now, gateways);
             let mut last_start: Option<Instant> = None;
+            // What each gateway has asked for, and that with the most that is added.
+            let mut spared = vec![(now, now); gateways];
             for (outcome, chance, took) in steps {
                 now = polling.due();
                 if let Some(last) = last_start {
@@ -330,14 +372,20 @@ mod tests {
                 prop_assert!(ask.wait_seconds == 0 || (25..=35).contains(&ask.wait_seconds));
                 let end = now + seconds(took);
                 polling.answered(end, outcome, h, chance);
-                let pause = polling.due().saturating_duration_since(end);
+                let due = polling.due();
+                let pause = due.saturating_duration_since(end);
                 match outcome {
                     Outcome::Failed { retry_after } => {
                         let asked = retry_after.unwrap_or_default().min(MAX_RETRY_AFTER);
-                        prop_assert!(polling.due() >= end + asked);
-                        prop_assert!(pause <= (asked + asked / 8).max(h).max(MIN_GET_GAP));
-                        let next = polling.ask(polling.due(), chance);
-                        prop_assert_eq!(next, Ask { gateway: (ask.gateway + 1) % gateways, wait_seconds: 0 });
+                        spared[ask.gateway] = (end + asked, end + asked + asked / 8);
+                        let next = polling.ask(due, chance);
+                        prop_assert_eq!(next.wait_seconds, 0);
+                        prop_assert!(due >= spared[next.gateway].0);
+                        let longest = spared.iter().map(|(_, latest)| *latest).min().unwrap();
+                        prop_assert!(due <= longest.max(end + h.max(MIN_GET_GAP)));
+                        if spared.iter().all(|(_, latest)| *latest <= end) {
+                            prop_assert_eq!(next.gateway, (ask.gateway + 1) % gateways);
+                        }
                     }
                     _ => {
                         prop_assert!(pause <= NO_LONG_POLL_PAUSE);
@@ -354,9 +402,10 @@ mod tests {
             let h = heartbeat(heartbeat_seconds);
             let mut now = Instant::now();
             let mut reporting = Reporting::new(gateways, h);
+            let mut spared = vec![(now, now); gateways];
             for ((outcome, chance, took), change) in steps {
                 now = now.max(reporting.due(now));
-                reporting.start(now);
+                let gateway = reporting.start(now);
                 let end = now + seconds(took);
                 if change {
                     reporting.observations_changed();
@@ -366,7 +415,10 @@ mod tests {
                 match outcome {
                     Outcome::Failed { retry_after } => {
                         let asked = retry_after.unwrap_or_default().min(MAX_RETRY_AFTER);
-                        prop_assert!(due >= end + asked && due <= end + (asked + asked / 8).max(h));
+                        spared[gateway] = (end + asked, end + asked + asked / 8);
+                        let longest = spared.iter().map(|(_, latest)| *latest).min().unwrap();
+                        prop_assert!(due >= end && due <= longest.max(end + h));
+                        prop_assert!(gateways > 1 || due >= end + asked);
                     }
                     _ if change => prop_assert_eq!(due, end),
                     _ => prop_assert_eq!(due, now + h),

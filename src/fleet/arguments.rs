@@ -13,9 +13,12 @@ use std::time::Duration;
 #[derive(Debug, Parser)]
 #[command(name = "praetor-fleet", version)]
 pub struct Arguments {
-    /// Gateways, comma-separated; devices are spread over them and move on to the next after a failed request.
+    /// Gateways, comma-separated; a device moves on to the next after a failed request.
     #[arg(long, value_name = "URL", env = "APOLLO_GATEWAY_URL", value_delimiter = ',', required = true)]
     gateway_url: Vec<String>,
+    /// Which of several gateways a device talks to.
+    #[arg(long, value_enum, default_value_t = Spread::Sticky)]
+    spread: Spread,
     /// How many devices, named <PREFIX>-<NUMBER> with five digits.
     #[arg(long, value_name = "N", default_value_t = 100, conflicts_with = "names_file")]
     devices: usize,
@@ -63,6 +66,15 @@ pub struct Arguments {
     progress_seconds: u64,
 }
 
+/// Which of several gateways a device talks to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Spread {
+    /// Devices are spread over the gateways, and each stays with one as long as it answers, as real agents do.
+    Sticky,
+    /// Each request goes to a random one, to show that it does not matter which.
+    Random,
+}
+
 /// What reports say of processes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Observe {
@@ -79,6 +91,8 @@ pub enum Observe {
 pub struct Settings {
     /// At least one.
     pub gateways: Vec<Endpoint>,
+    /// Which of them a device talks to.
+    pub spread: Spread,
     /// The devices' names.
     pub names: Vec<String>,
     /// Tokens are derived from it; empty: no tokens are sent.
@@ -161,7 +175,9 @@ impl Arguments {
             listed.as_ref().map(|text| text.lines().map(str::trim).filter(|name| !name.is_empty()).collect::<Vec<_>>());
         let count = listed.as_ref().map_or(self.devices, Vec::len);
         let shared_connections = (self.shared_connections > 0).then_some(self.shared_connections);
-        let needed = shared_connections.unwrap_or(count.saturating_mul(2));
+        // A device that goes from one to the other keeps a connection to each.
+        let ways = if self.spread == Spread::Random { gateways.len() } else { 1 };
+        let needed = shared_connections.unwrap_or(count.saturating_mul(2 * ways));
         // Room for the runtime's own files.
         if let Some(limit) = open_files().filter(|limit| needed.saturating_add(32) > *limit) {
             return Err(ArgumentError::Files { needed, limit });
@@ -188,6 +204,7 @@ impl Arguments {
         let seconds = |seconds: u64| (seconds > 0).then(|| Duration::from_secs(seconds));
         Ok(Settings {
             gateways,
+            spread: self.spread,
             names,
             secret: secret.into_bytes(),
             ramp_per_second: self.ramp_per_second,
@@ -283,6 +300,10 @@ mod tests {
         assert!(matches!(settle("--gateway-url=http://a --names-file=/nowhere"), Err(ArgumentError::File { .. })));
         assert!(matches!(settle("--gateway-url=http://a --devices=0"), Err(ArgumentError::Empty(_))));
         assert!(matches!(settle("--gateway-url=http://a --devices=90000000"), Err(ArgumentError::Files { .. })));
+        let limit = open_files().unwrap();
+        let devices = |spread| format!("--gateway-url=http://a,http://b --devices={} --spread={spread}", limit / 3);
+        assert!(settle(&devices("sticky")).is_ok());
+        assert!(matches!(settle(&devices("random")), Err(ArgumentError::Files { .. })));
         assert!(settle("--gateway-url=http://a --devices=90000 --shared-connections=4").unwrap().wait.is_zero());
         for url in ["https://a", "a:80", "http://u@a", "http://", "http://a?x", "ftp://a"] {
             assert!(Endpoint::parse(url).is_err(), "{url}");

@@ -10,6 +10,8 @@ pub const MIN_GET_GAP: Duration = Duration::from_secs(1);
 pub const NO_LONG_POLL_PAUSE: Duration = Duration::from_secs(5);
 /// Longest `Retry-After` that is obeyed.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(60);
+/// Shortest pause before the next gateway is asked after one that asked for time; at most twice as long.
+const MOVE_ON_PAUSE: Duration = Duration::from_secs(1);
 /// A 304 may come this much sooner than asked.
 const SLACK: Duration = Duration::from_secs(1);
 /// How far the time of a parked poll varies either way.
@@ -30,31 +32,44 @@ pub enum Outcome {
 }
 
 /// The number of requests that failed in a row, on which the patience depends.
-#[derive(Debug, Default, Clone, Copy)]
-pub struct Patience(u32);
+#[derive(Debug, Clone, Copy)]
+pub struct Patience {
+    gateways: u32,
+    failures: u32,
+}
 
 // === impl Patience ===
 
 impl Patience {
-    /// Notes how a request ended. `Some` is how long to leave the gateway alone: 1 s to one heartbeat, doubling,
-    /// with jitter, and never less than the gateway asked for.
+    /// For a device that knows so many gateways.
+    #[must_use]
+    pub fn new(gateways: usize) -> Self {
+        Self { gateways: u32::try_from(gateways).unwrap_or(u32::MAX).max(1), failures: 0 }
+    }
+
+    /// Notes how a request ended. `Some` is how long to wait before the next gateway is asked: not at all while there
+    /// is one that was not asked in this round (a second or two when this one asked for time), else 1 s to one
+    /// heartbeat, doubling, with jitter, and never less than the gateway asked for.
     pub fn after(&mut self, outcome: Outcome, heartbeat: Duration, chance: f64) -> Option<Duration> {
         let Outcome::Failed { retry_after } = outcome else {
-            self.0 = 0;
+            self.failures = 0;
             return None;
         };
-        let longest = Duration::from_secs(1 << self.0.min(10)).min(heartbeat);
-        self.0 += 1;
-        let own = spread(longest / 2, longest, chance).max(Duration::from_secs(1).min(heartbeat));
+        let longest = Duration::from_secs(1 << (self.failures / self.gateways).min(10)).min(heartbeat);
+        self.failures += 1;
         let asked =
             retry_after.map_or(Duration::ZERO, |time| spread(time, time + time / 8, chance).min(MAX_RETRY_AFTER));
+        if !self.failures.is_multiple_of(self.gateways) {
+            return Some(asked.min(spread(MOVE_ON_PAUSE, 2 * MOVE_ON_PAUSE, chance)));
+        }
+        let own = spread(longest / 2, longest, chance).max(Duration::from_secs(1).min(heartbeat));
         Some(own.max(asked))
     }
 
     /// Requests that failed in a row.
     #[must_use]
     pub fn failures(&self) -> u32 {
-        self.0
+        self.failures
     }
 }
 
@@ -107,7 +122,7 @@ mod tests {
 
     #[test]
     fn failures_double_the_pause_up_to_a_heartbeat() {
-        let mut patience = Patience::default();
+        let mut patience = Patience::new(1);
         let pauses: Vec<u64> = (0..6).map(|_| patience.after(FAILED, H, 1.0).unwrap().as_secs()).collect();
         assert_eq!(pauses, [1, 2, 4, 8, 15, 15]);
         assert_eq!(patience.after(Outcome::Nothing, H, 0.5), None);
@@ -117,8 +132,19 @@ mod tests {
     #[test]
     fn the_gateway_may_ask_for_more() {
         let asked = |seconds| Outcome::Failed { retry_after: Some(Duration::from_secs(seconds)) };
-        assert_eq!(Patience::default().after(asked(8), H, 0.0), Some(Duration::from_secs(8)));
-        assert_eq!(Patience::default().after(asked(3600), H, 0.0), Some(MAX_RETRY_AFTER));
+        assert_eq!(Patience::new(1).after(asked(8), H, 0.0), Some(Duration::from_secs(8)));
+        assert_eq!(Patience::new(1).after(asked(3600), H, 0.0), Some(MAX_RETRY_AFTER));
+    }
+
+    #[test]
+    fn others_are_asked_at_once() {
+        let mut patience = Patience::new(2);
+        let pauses: Vec<u64> = (0..6).map(|_| patience.after(FAILED, H, 1.0).unwrap().as_secs()).collect();
+        assert_eq!(pauses, [0, 1, 0, 2, 0, 4]);
+        patience.after(Outcome::News, H, 0.5);
+        let busy = Outcome::Failed { retry_after: Some(Duration::from_secs(8)) };
+        assert_eq!(patience.after(busy, H, 0.0), Some(MOVE_ON_PAUSE));
+        assert_eq!(patience.after(busy, H, 0.0), Some(Duration::from_secs(8)));
     }
 
     #[test]

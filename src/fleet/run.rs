@@ -1,7 +1,7 @@
 //! Edge: two loops a device, one that asks and one that reports, all on one thread.
 
-use super::arguments::{Endpoint, Settings};
-use super::connection::{Incoming, Line, Outgoing, RequestError};
+use super::arguments::{Settings, Spread};
+use super::connection::{Incoming, Line, Outgoing};
 use super::device::{Device, Verdict};
 use super::pace::{self, Outcome, Patience};
 use super::tally::{Route, Summary, Tally};
@@ -10,7 +10,7 @@ use crate::wire::report::ReportAnswer;
 use crate::wire::{MIN_REVISION_HEADER, REVISION_HEADER, TOKEN_HEADER, token};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
-use rand::random;
+use rand::{random, random_range};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
@@ -37,12 +37,21 @@ struct Member {
     name: Box<str>,
     token: Option<HeaderValue>,
     device: RefCell<Device>,
-    gateway: Cell<usize>,
     /// There is news to report, or the device is done.
     wake: Notify,
     done: Cell<bool>,
-    asking: Rc<Line>,
-    reporting: Rc<Line>,
+    asking: Way,
+    reporting: Way,
+}
+
+/// How one of a device's loops reaches gateways.
+struct Way {
+    /// One for each gateway, or one for whichever it is.
+    lines: Box<[Rc<Line>]>,
+    /// Where the next request goes, counted from 0.
+    gateway: Cell<usize>,
+    /// Since when requests fail.
+    failing: Cell<Option<Instant>>,
 }
 
 /// Runs the fleet until it is told to end, or has done what it should.
@@ -96,16 +105,22 @@ impl Fleet {
             if due > Instant::now() {
                 sleep_until(due).await;
             }
-            let line = || if shared.is_empty() { Rc::default() } else { shared[number % shared.len()].clone() };
+            let way = || {
+                let lines = match (shared.is_empty(), settings.spread) {
+                    (false, _) => [shared[number % shared.len()].clone()].into(),
+                    (true, Spread::Sticky) => [Rc::default()].into(),
+                    (true, Spread::Random) => settings.gateways.iter().map(|_| Rc::default()).collect(),
+                };
+                Way { lines, gateway: Cell::new(number % settings.gateways.len()), failing: Cell::default() }
+            };
             let member = Rc::new(Member {
                 name: name.as_str().into(),
                 token: token::derive(&settings.secret, name).and_then(|token| HeaderValue::try_from(token).ok()),
                 device: RefCell::new(Device::new(random(), settings.heartbeat.unwrap_or(HEARTBEAT))),
-                gateway: Cell::new(number % settings.gateways.len()),
                 wake: Notify::new(),
                 done: Cell::new(false),
-                asking: line(),
-                reporting: line(),
+                asking: way(),
+                reporting: way(),
                 fleet: self.clone(),
             });
             self.tally.borrow_mut().started += 1;
@@ -140,17 +155,15 @@ impl Member {
     /// Asks what the device should run until the device is done.
     async fn ask(&self) {
         let settings = &self.fleet.settings;
-        let mut patience = Patience::default();
+        let mut patience = Patience::new(settings.gateways.len());
         while !self.done.get() {
             let begun = Instant::now();
             let wait = if patience.failures() > 0 { 0 } else { self.wait_seconds() };
             let outcome = self.asked(wait).await;
+            self.ended(&self.asking, Route::Desired, outcome);
             let heartbeat = self.heartbeat();
             let next = match patience.after(outcome, heartbeat, random()) {
-                Some(pause) => {
-                    self.move_on();
-                    Instant::now() + pause
-                }
+                Some(pause) => (Instant::now() + pause).max(begun + pace::MIN_GET_GAP),
                 None => {
                     let plain = if settings.wait.is_zero() { heartbeat } else { Duration::ZERO };
                     begun + pace::get_gap(Duration::from_secs(wait), begun.elapsed(), outcome, plain)
@@ -158,7 +171,7 @@ impl Member {
             };
             tokio::select! {
                 () = sleep_until(next) => {}
-                () = self.ended() => {}
+                () = self.is_done() => {}
             }
         }
     }
@@ -215,7 +228,7 @@ impl Member {
     /// Reports until the device is done.
     async fn report(&self) {
         let settings = &self.fleet.settings;
-        let mut patience = Patience::default();
+        let mut patience = Patience::new(settings.gateways.len());
         let mut rounds = 0;
         loop {
             let begun = Instant::now();
@@ -225,8 +238,8 @@ impl Member {
             news.as_mut().enable();
             let informed = self.device.borrow().knows();
             let outcome = self.reported().await;
+            self.ended(&self.reporting, Route::Report, outcome);
             if let Some(pause) = patience.after(outcome, self.heartbeat(), random()) {
-                self.move_on();
                 sleep(pause).await;
                 continue;
             }
@@ -278,31 +291,40 @@ impl Member {
     /// Sends a request and counts it; `time` says what of it tells about the gateway's speed.
     async fn send(
         &self,
-        line: &Line,
+        way: &Way,
         route: Route,
         request: &Outgoing,
         time: impl FnOnce(&Incoming) -> Option<Duration>,
     ) -> Option<Incoming> {
-        let gateway = self.gateway.get();
-        let endpoint: &Endpoint = &self.fleet.settings.gateways[gateway];
-        let (result, opened) = line.send(gateway, endpoint, request).await;
+        let gateway = way.gateway.get();
+        let line = &way.lines[gateway % way.lines.len()];
+        let (result, opened) = line.send(gateway, &self.fleet.settings.gateways[gateway], request).await;
         let mut tally = self.fleet.tally.borrow_mut();
         tally.connections += opened;
         // What breaks because the fleet ends says nothing.
         if !self.fleet.stop.get() {
             match &result {
                 Ok(answer) => tally.ended(route, answer.status.as_str(), time(answer)),
-                Err(error @ (RequestError::Connect | RequestError::Broken | RequestError::Timeout)) => {
-                    tally.ended(route, error.to_string(), None)
-                }
+                Err(error) => tally.ended(route, error.to_string(), None),
             }
         }
         result.ok()
     }
 
-    /// The next request goes to the next gateway.
-    fn move_on(&self) {
-        self.gateway.set((self.gateway.get() + 1) % self.fleet.settings.gateways.len());
+    /// Chooses where the next request of a loop goes: after a failure to the next gateway.
+    fn ended(&self, way: &Way, route: Route, outcome: Outcome) {
+        let gateways = self.fleet.settings.gateways.len();
+        if matches!(outcome, Outcome::Failed { .. }) {
+            way.failing.set(way.failing.get().or_else(|| Some(Instant::now())));
+            way.gateway.set((way.gateway.get() + 1) % gateways);
+            return;
+        }
+        if let Some(since) = way.failing.take() {
+            self.fleet.tally.borrow_mut().recovered(route, since.elapsed());
+        }
+        if self.fleet.settings.spread == Spread::Random {
+            way.gateway.set(random_range(0..gateways));
+        }
     }
 
     fn heartbeat(&self) -> Duration {
@@ -310,7 +332,7 @@ impl Member {
     }
 
     /// Returns when the device is done.
-    async fn ended(&self) {
+    async fn is_done(&self) {
         loop {
             let woken = self.wake.notified();
             tokio::pin!(woken);

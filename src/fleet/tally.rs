@@ -29,6 +29,7 @@ pub enum Route {
 struct Requests {
     by_code: BTreeMap<String, u64>,
     times: Histogram,
+    recoveries: Histogram,
 }
 
 /// What all devices saw.
@@ -92,6 +93,10 @@ pub struct RouteSummary {
     pub p99_ms: f64,
     /// Longest, milliseconds.
     pub max_ms: f64,
+    /// How often requests of a device failed, once or several in a row, and then went well again.
+    pub recoveries: u64,
+    /// Longest time from the first of them that failed to the good answer, milliseconds.
+    pub longest_recovery_ms: f64,
 }
 
 // === impl Histogram ===
@@ -151,18 +156,32 @@ fn upper(index: usize) -> u64 {
     if octave == 0 { step } else { ((STEPS + step + 1) << (octave - 1)) - 1 }
 }
 
+/// Milliseconds, to hundredths.
+fn ms(time: Duration) -> f64 {
+    (time.as_secs_f64() * 1e5).round() / 1e2
+}
+
 // === impl Tally ===
 
 impl Tally {
     /// Counts a request that ended. `time` is `None` when it says nothing about the gateway's speed.
     pub fn ended(&mut self, route: Route, code: impl Into<String>, time: Option<Duration>) {
-        let requests = match route {
-            Route::Desired => &mut self.desired,
-            Route::Report => &mut self.reports,
-        };
+        let requests = self.of(route);
         *requests.by_code.entry(code.into()).or_default() += 1;
         if let Some(time) = time {
             requests.times.add(time);
+        }
+    }
+
+    /// Notes that a device's requests go well again, some time after the first that failed.
+    pub fn recovered(&mut self, route: Route, after: Duration) {
+        self.of(route).recoveries.add(after);
+    }
+
+    fn of(&mut self, route: Route) -> &mut Requests {
+        match route {
+            Route::Desired => &mut self.desired,
+            Route::Report => &mut self.reports,
         }
     }
 
@@ -188,13 +207,14 @@ impl Tally {
 
 impl Requests {
     fn summary(&self) -> RouteSummary {
-        let ms = |time: Duration| (time.as_secs_f64() * 1e5).round() / 1e2;
         RouteSummary {
             requests: self.by_code.values().sum(),
             by_code: self.by_code.clone(),
             p50_ms: ms(self.times.quantile(0.5)),
             p99_ms: ms(self.times.quantile(0.99)),
             max_ms: ms(self.times.longest()),
+            recoveries: self.recoveries.count(),
+            longest_recovery_ms: ms(self.recoveries.longest()),
         }
     }
 }
@@ -215,9 +235,11 @@ mod tests {
         tally.ended(Route::Desired, "304", Some(Duration::from_millis(2)));
         tally.ended(Route::Desired, "304", Some(Duration::from_millis(2)));
         tally.ended(Route::Desired, "timeout", None);
+        tally.recovered(Route::Desired, Duration::from_millis(7));
         let json = serde_json::to_value(tally.summary(Duration::from_millis(1234))).unwrap();
         assert_eq!(json["seconds"], 1.2);
         assert_eq!(json["desired"]["byCode"], serde_json::json!({"304": 2, "timeout": 1}));
+        assert_eq!((&json["desired"]["recoveries"], &json["desired"]["longestRecoveryMs"]), (&1.into(), &7.0.into()));
         assert_eq!((&json["desired"]["p50Ms"], &json["reports"]["requests"]), (&2.0.into(), &0.into()));
     }
 
