@@ -1,0 +1,135 @@
+//! What devices send and get, and what a report says in the simulator.
+//!
+//! The state of a process is one number, its content. Everything that a report says of the process, and with it
+//! everything that the status says after it, follows from the content; the number itself is in
+//! `lastTerminationReason`, where the checker finds it.
+
+use bytes::Bytes;
+use praetor::status::assess::Incoming;
+use praetor::status::observed::{Artifact, Observed};
+use praetor::wire::canonical::SpecHash;
+use serde_json::Value;
+use std::sync::Arc;
+
+/// A report as a device made it.
+#[derive(Debug)]
+pub struct Body {
+    pub device: usize,
+    pub boot: Arc<str>,
+    pub sequence: u64,
+    pub observations: Vec<Observation>,
+}
+
+/// What it says of one process.
+#[derive(Debug, Clone)]
+pub struct Observation {
+    pub name: String,
+    pub spec: SpecHash,
+    /// How many contents the process had before this one.
+    pub serial: usize,
+    pub content: u32,
+}
+
+/// A report on its way.
+#[derive(Debug, Clone)]
+pub struct Report {
+    pub body: Arc<Body>,
+    /// The request, for the answer; none for a copy that nobody waits for.
+    pub ticket: Option<u64>,
+}
+
+/// How a report was answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ReportAnswer {
+    Ack,
+    /// 403 or 404.
+    Refused,
+    /// 503.
+    Later(u64),
+    /// The connection broke, or could not be opened.
+    Failed,
+}
+
+/// A request for desired state.
+#[derive(Debug, Clone)]
+pub struct Get {
+    pub device: usize,
+    pub ticket: u64,
+    /// The highest revision that the device has seen.
+    pub seen: u64,
+}
+
+/// One desired process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Item {
+    pub name: String,
+    pub uid: String,
+    pub generation: i64,
+    pub spec: SpecHash,
+}
+
+/// The answer.
+#[derive(Debug, Clone)]
+pub enum GetAnswer {
+    State(u64, Vec<Item>),
+    /// 404.
+    Unknown,
+    /// 503, or no answer.
+    Later,
+}
+
+/// The name of a device.
+pub fn device_name(device: usize) -> String {
+    format!("tor-{device}")
+}
+
+impl Body {
+    /// As a gateway reads it.
+    pub fn incoming(&self) -> Incoming {
+        let said = self.observations.iter().fold(self.device as u64 + 1, |hash, observation| {
+            let name = observation
+                .name
+                .bytes()
+                .fold(hash, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
+            let spec = u64::from_le_bytes(observation.spec.0[..8].try_into().unwrap_or_default());
+            (name ^ u64::from(observation.content) ^ spec).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+        });
+        Incoming {
+            agent_version: Some("1".into()),
+            boot_id: Some(self.boot.clone()),
+            sequence: Some(self.sequence),
+            observations: self.observations.iter().map(Observation::observed).collect(),
+            fingerprint: Some(said.max(1)),
+            connect: false,
+            body: Bytes::new(),
+        }
+    }
+}
+
+impl Observation {
+    fn observed(&self) -> Observed {
+        let content = self.content;
+        let started = content % 5 != 4;
+        Observed {
+            namespace: super::apiserver::NAMESPACE.into(),
+            name: self.name.clone(),
+            spec: self.spec,
+            running: None,
+            started: Some(started),
+            healthy: started.then_some(!content.is_multiple_of(3)),
+            pid: None,
+            start_time: None,
+            restart_count: Some(i64::from(content / 2)),
+            exit_code: (!started).then_some(1),
+            last_termination_reason: Some(format!("content {content}")),
+            error: (content % 7 == 6).then(|| "it fails".into()),
+            warning: None,
+            artifact: Artifact::default(),
+        }
+    }
+}
+
+/// The content that a status holds.
+pub fn content_of(status: &Value) -> Option<u32> {
+    status["lastTerminationReason"].as_str()?.strip_prefix("content ")?.parse().ok()
+}
