@@ -13,6 +13,7 @@ use harness::{
     condition, condition_status, holds_for, unique, wait_for,
 };
 use http::Method;
+use praetor::ownership::objects::member_name;
 use praetor::wire::canonical::SpecHash;
 use serde_json::{Value, json};
 
@@ -423,6 +424,9 @@ async fn a_fleet_that_falls_silent_at_once_trickles_and_returns_at_once() {
     }
     assert!(manager.log().lines().any(|line| line.contains("WARN") && line.contains("trickle")), "{}", manager.log());
     assert!(manager.metrics().await.has("praetor_staleness_held"));
+    let lease = member_name(manager.identity());
+    let said = recorder.wait_events("MassDisconnect", &lease, 1, SOON).await;
+    assert_eq!((said[0].kind.as_str(), said.len()), ("Warning", 1), "{:?}", said[0].note);
 
     // All back: each at once.
     let begun = Instant::now();

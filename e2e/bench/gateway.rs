@@ -35,7 +35,7 @@ struct Counted {
 }
 
 impl Counted {
-    fn start(processes: usize) -> Self {
+    fn start(processes: usize, devices: usize, place: &str) -> Self {
         let folder = super::harness::Folder::new("callgrind");
         let out = format!("--callgrind-out-file={}", folder.join("out").display());
         let valgrind = [
@@ -49,7 +49,7 @@ impl Counted {
             "--compress-strings=no",
             &out,
         ];
-        let server = Server::start(&valgrind, devices(), processes);
+        let server = Server::start_as(&valgrind, devices, processes, place);
         let counted = Self { server, folder, dumps: 0 };
         counted.control(&["-i", "on"]);
         counted
@@ -106,7 +106,7 @@ pub fn hot_path(table: &mut Table) {
     }
     let mut first = None;
     for processes in [1, 5, 20] {
-        let mut counted = Counted::start(processes);
+        let mut counted = Counted::start(processes, devices(), "owner");
         let address = counted.server.address;
         let (etag, hash) = load::look(address, DEVICE);
         let mut wire = Wire::open(address);
@@ -163,6 +163,28 @@ pub fn hot_path(table: &mut Table) {
             apart.abs() <= 2.0,
         );
     }
+}
+
+/// User instructions of a heartbeat at a replica that does not own the device.
+pub fn replicas(table: &mut Table) {
+    if !exists("valgrind") || !exists("taskset") {
+        return table.note("user instructions of a heartbeat", "not measured: valgrind or taskset is missing");
+    }
+    let [owner, other] = ["owner", "other"].map(|place| {
+        let mut counted = Counted::start(1, 1_000, place);
+        let (_, hash) = load::look(counted.server.address, DEVICE);
+        let (mut wire, mut sequence) = (Wire::open(counted.server.address), 0);
+        counted.each(&format!("heartbeat-{place}"), || {
+            sequence += 1;
+            assert!(wire.ask(&load::report_request(DEVICE, &hash, sequence)).starts_with("HTTP/1.1 200"));
+        })
+    });
+    table.gate(
+        "user instructions of a heartbeat at a replica that does not own the device, beside one at its owner",
+        format!("{} : {} = {:.2} ×", commas(other), commas(owner), other / owner),
+        "≤ 1.2 ×",
+        other <= 1.2 * owner,
+    );
 }
 
 /// One run: answers a second, and what they come to on a core that does nothing else. The one who presses may well be

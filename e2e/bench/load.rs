@@ -35,9 +35,14 @@ pub struct Server {
 impl Server {
     /// Starts it and waits until it listens.
     pub fn start(before: &[&str], devices: usize, processes: usize) -> Self {
+        Self::start_as(before, devices, processes, "owner")
+    }
+
+    /// The same as the `owner` of every device, or as a replica that owns none of them: `other`.
+    pub fn start_as(before: &[&str], devices: usize, processes: usize, place: &str) -> Self {
         let this = std::env::current_exe().expect("this program");
         let (devices, processes) = (devices.to_string(), processes.to_string());
-        let own = [this.to_str().expect("a path in UTF-8"), "serve", &devices, &processes];
+        let own = [this.to_str().expect("a path in UTF-8"), "serve", &devices, &processes, place];
         // Gone when this program is.
         let command: Vec<&str> =
             ["setpriv", "--pdeathsig", "KILL"].into_iter().chain(before.iter().copied()).chain(own).collect();

@@ -33,13 +33,14 @@ mod table;
 use std::process::ExitCode;
 use table::Table;
 
-const NAMES: [&str; 8] = ["hot-path", "nginx", "report", "transition", "fanout", "latency", "memory", "heartbeats"];
+const NAMES: [&str; 9] =
+    ["hot-path", "replicas", "nginx", "report", "transition", "fanout", "latency", "memory", "heartbeats"];
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let mut arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    if let ["serve", devices, processes] = arguments[..] {
-        served::serve(devices.parse().expect("devices"), processes.parse().expect("processes"));
+    if let ["serve", devices, processes, place] = arguments[..] {
+        served::serve(devices.parse().expect("devices"), processes.parse().expect("processes"), place == "other");
         return ExitCode::SUCCESS;
     }
     // cargo bench says --bench; cargo test --all-targets does not, and wants no half hour of load.
@@ -57,6 +58,7 @@ fn main() -> ExitCode {
         eprintln!("== {name}");
         match name {
             "hot-path" => gateway::hot_path(&mut table),
+            "replicas" => gateway::replicas(&mut table),
             "nginx" => gateway::nginx(&mut table),
             "report" => gateway::report(&mut table),
             "transition" => with_runtime(heartbeats::transition(&mut table)),

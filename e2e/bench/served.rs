@@ -1,4 +1,4 @@
-//! The real gateway, index, intake and writer over synthetic objects, without a cluster: `serve DEVICES PROCESSES`.
+//! The real gateway, index, intake and writer over synthetic objects, without a cluster: `serve DEVICES PROCESSES PLACE`.
 //!
 //! The apiserver is a function that knows the same objects, merges status patches and takes events, so the first
 //! report of a device is written and adopted as in life, and the ones after it change nothing.
@@ -9,6 +9,7 @@ use std::io::Write as _;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use http::{Request, Response};
 use http_body_util::{BodyExt as _, Full};
 use kube::Client;
@@ -20,12 +21,16 @@ use praetor::desired::object::Raw;
 use praetor::gateway::access_log::AccessLog;
 use praetor::gateway::credentials::{AuthArguments, Credentials};
 use praetor::gateway::metrics::GatewayMetrics;
+use praetor::gateway::report::forwarded;
 use praetor::gateway::server;
 use praetor::gateway::service::Gateway;
+use praetor::ownership::members::{Member, View};
+use praetor::ownership::shared::Ownership;
 use praetor::presence::roll::Roll;
 use praetor::status::events::Events;
-use praetor::status::intake::Intake;
+use praetor::status::intake::{Intake, NoRelay, Outcome, Relay, Unanswered};
 use praetor::status::metrics::StatusMetrics;
+use praetor::status::pace::Pace;
 use praetor::status::writer::Writer;
 use prometheus::Registry;
 use serde_json::{Value, json};
@@ -35,6 +40,23 @@ use tokio_util::sync::CancellationToken;
 pub const SECRET: &str = "praetor-bench-secret";
 /// Where everything is.
 pub const NAMESPACE: &str = "infra-system";
+
+const WINDOW: Duration = Duration::from_secs(45);
+
+/// The owner of all devices, without a wire in between.
+struct Owner(Arc<Intake>);
+
+impl Relay for Owner {
+    fn forward<'a>(
+        &'a self,
+        _: &'a Member,
+        device: &'a str,
+        connect: bool,
+        body: bytes::Bytes,
+    ) -> BoxFuture<'a, Result<Outcome, Unanswered>> {
+        Box::pin(async move { forwarded(&self.0, device, connect, body).await.map_err(|_| Unanswered::Refused) })
+    }
+}
 
 /// The n-th device's name.
 pub fn device(number: usize) -> String {
@@ -133,23 +155,23 @@ fn client() -> Client {
 fn fill(directory: &Directory, devices: usize, processes: usize) {
     let raw = |object: Value| serde_json::from_value::<Raw>(object).expect("an object");
     let key = |name: &str| Key { namespace: NAMESPACE.into(), name: name.into() };
+    let last = (devices * processes + 2) as u64;
     let (mut switches, mut children) = (HashSet::new(), HashSet::new());
     for number in 0..devices {
         let name = device(number);
         switches.insert(key(&name));
-        directory.apply_all(Kind::Switch, vec![raw(switch(&name))]);
+        directory.apply_all(Kind::Switch, vec![raw(switch(&name))], last);
         let of_device: Vec<Raw> = (0..processes).map(|n| raw(process(&name, n, number * processes + n))).collect();
         children.extend(of_device.iter().map(|process| key(process.name())));
-        directory.apply_all(Kind::Process, of_device);
+        directory.apply_all(Kind::Process, of_device, last);
     }
-    let last = (devices * processes + 2) as u64;
     directory.finish_list(Kind::Switch, &switches, last);
     directory.finish_list(Kind::Process, &children, last);
     directory.finish_list(Kind::Deployment, &HashSet::new(), last);
 }
 
 /// Serves on a free port of the loopback device, which the first line of the output names, until it is killed.
-pub fn serve(devices: usize, processes: usize) {
+pub fn serve(devices: usize, processes: usize, other: bool) {
     // As the manager does; under taskset this is one thread.
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async move {
@@ -161,12 +183,31 @@ pub fn serve(devices: usize, processes: usize) {
         tokio::spawn(async move { while dirty.recv().await.is_some() {} });
         let registry = Registry::new();
         let metrics = StatusMetrics::register(&registry).expect("metrics");
-        let roll = Arc::new(Roll::new(Duration::from_secs(45)));
-        let events = Events::new(client(), "bench", metrics.clone());
-        let writer = Writer::new(client(), directory.clone(), roll.clone(), events, metrics.clone(), 200_000, 10_000);
+        let roll = Arc::new(Roll::new(WINDOW));
+        let pace = Pace::new(10_000, metrics.clone());
+        let events = Events::new(client(), "bench", pace.clone(), metrics.clone());
+        let writer = Writer::new(client(), directory.clone(), roll.clone(), events, metrics.clone(), pace, 200_000);
         let never = CancellationToken::new();
         tokio::spawn(writer.clone().run(never.clone()));
-        let intake = Intake::new(directory.clone(), roll.clone(), writer, metrics);
+        let alone = Ownership::alone("bench");
+        let owner = |roll: &Arc<Roll>| {
+            Intake::new(
+                directory.clone(),
+                roll.clone(),
+                writer.clone(),
+                alone.clone(),
+                Arc::new(NoRelay),
+                metrics.clone(),
+            )
+        };
+        let intake = if other {
+            // The owner is another replica, in this process and with one cache, as if its watch had no delay.
+            let view = View::new(1, vec![Member::new("owner", 1, None)], "bench");
+            let (ownership, relay) = (Ownership::fixed("bench", view), Owner(owner(&Arc::new(Roll::new(WINDOW)))));
+            Intake::new(directory.clone(), roll.clone(), writer.clone(), ownership, Arc::new(relay), metrics.clone())
+        } else {
+            owner(&roll)
+        };
         let auth = AuthArguments { device_token_secret: vec![SECRET.to_owned()], ..AuthArguments::default() };
         let credentials = Credentials::load(&auth).expect("credentials");
         let gateway = Gateway::new(

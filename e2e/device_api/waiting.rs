@@ -116,9 +116,11 @@ async fn nobody_travels_back_in_time() {
     );
     // Nobody has seen this yet.
     is_problem(&get("99999999999999999999", caught.etag()).await.0, 503);
-    // A revision from elsewhere that the watch has passed.
+    // A revision from elsewhere that both watches have passed.
     let other = cluster.create(&device_process(namespace, "q", &unique("other"), process_spec("1"))).await;
-    wait_for(SOON, "the watch to pass", async || get(&version(&other), caught.etag()).await.0.status == 304).await;
+    cluster.create(&switch(namespace, &unique("passing"), &[])).await;
+    cluster.create(&device_process(namespace, "r", &unique("passing"), process_spec("1"))).await;
+    wait_for(SOON, "the watches to pass", async || get(&version(&other), caught.etag()).await.0.status == 304).await;
 }
 
 #[tokio::test]

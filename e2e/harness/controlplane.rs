@@ -13,12 +13,16 @@ use tokio::sync::OnceCell;
 
 use super::audit::Audit;
 use super::cluster::Cluster;
+use super::device::request;
 use super::kubectl::Kubectl;
 use super::process::{Folder, Launch, Process, free_port};
 use super::wait::{POLL, wait_for};
 
 /// How long a server may take until it is ready; two busy cores are slow.
 const READY: Duration = Duration::from_secs(90);
+
+/// Where managers keep their Leases.
+pub const MANAGER_NAMESPACE: &str = "praetor-system";
 
 /// One of the two servers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -281,6 +285,11 @@ impl ControlPlane {
         made.await
     }
 
+    /// Removes the Leases of managers that were killed, so that the next one neither waits for them nor shares with them.
+    pub async fn forget_managers(&self) {
+        self.kubectl().run(&["-n", MANAGER_NAMESPACE, "delete", "leases", "--all", "--wait=false"]).await;
+    }
+
     /// Every request that was answered so far.
     pub fn audit(&self) -> Audit {
         self.audit_since(0)
@@ -342,6 +351,18 @@ impl ControlPlane {
     /// Waits until the apiserver is ready.
     pub async fn wait_ready(&self) {
         self.ready().await.unwrap_or_else(|state| panic!("{state}"));
+    }
+
+    /// Lets etcd forget everything but the latest version of each object.
+    pub async fn compact(&self) {
+        let ask = async |path: &str, body: String| {
+            let etcd = ([127, 0, 0, 1], self.etcd.port).into();
+            let answer = request(etcd, http::Method::POST, path, &[("content-type", "application/json")], body).await;
+            answer.unwrap_or_else(|e| panic!("etcd {path}: {e}")).expect(200).json()
+        };
+        let status = ask("/v3/maintenance/status", "{}".into()).await;
+        let revision = status["header"]["revision"].as_str().expect("a revision").to_owned();
+        ask("/v3/kv/compaction", format!("{{\"revision\": \"{revision}\"}}")).await;
     }
 
     /// A server's log.

@@ -9,10 +9,13 @@ use http::Method;
 
 use super::controlplane::ControlPlane;
 use super::device::{Answer, Device, derived_token, request};
-use super::process::{Exit, Folder, Launch, Process, free_port};
+use super::process::{Exit, Folder, Launch, Process, free_port, unique};
 
 /// The HMAC secret of a manager that was given no authentication flag.
 pub const SECRET: &str = "praetor-e2e-secret";
+
+/// The secret that the replicas of a test share.
+pub const PEER_SECRET: &str = "praetor-e2e-peer-secret";
 
 const READY: Duration = Duration::from_secs(30);
 
@@ -79,10 +82,23 @@ pub struct ManagerBuilder {
     args: Vec<String>,
     env: Vec<(String, String)>,
     secret: Option<String>,
+    identity: String,
     ports: (u16, u16),
 }
 
 impl ManagerBuilder {
+    /// Another identity than one of its own: its name in Leases and events.
+    pub fn identity(mut self, identity: &str) -> Self {
+        self.identity = identity.into();
+        self
+    }
+
+    /// One of several replicas: where it listens to the others, and where they find it.
+    pub fn peers(self, port: u16, advertised: SocketAddr) -> Self {
+        self.env("APOLLO_PEER_SECRET", PEER_SECRET)
+            .args(&[&format!("--peer-addr=127.0.0.1:{port}"), &format!("--peer-advertise-addr={advertised}")])
+    }
+
     /// Adds arguments.
     pub fn args(mut self, args: &[&str]) -> Self {
         self.args.extend(args.iter().map(ToString::to_string));
@@ -125,7 +141,12 @@ impl ManagerBuilder {
         let (device, admin) = self.ports;
         launch = launch
             .args([format!("--addr=127.0.0.1:{device}"), format!("--admin-addr=127.0.0.1:{admin}")])
+            .args([format!("--identity={}", self.identity)])
             .args(self.args.iter().cloned());
+        if !self.args.iter().any(|arg| arg.starts_with("--drain-seconds")) {
+            // No load balancer has to learn of a stop.
+            launch = launch.arg("--drain-seconds=0");
+        }
         if let Some(secret) = &self.secret {
             launch = launch.env("APOLLO_GATEWAY_TOKEN_SECRET", secret);
         }
@@ -159,15 +180,22 @@ pub struct Manager {
 }
 
 impl Manager {
-    /// A manager of this control plane, with the ServiceAccount's rights, the HMAC secret [`SECRET`] and free ports.
+    /// A manager of this control plane, alone, with the ServiceAccount's rights, the HMAC secret [`SECRET`], free ports
+    /// and an identity that lasts over restarts: the next process under it takes over at once.
     pub async fn builder(plane: &ControlPlane) -> ManagerBuilder {
         ManagerBuilder {
             kubeconfig: plane.service_account_kubeconfig().await.into(),
             args: Vec::new(),
             env: Vec::new(),
             secret: Some(SECRET.into()),
+            identity: unique("manager"),
             ports: (free_port(), free_port()),
         }
+    }
+
+    /// Its name in Leases and events.
+    pub fn identity(&self) -> &str {
+        &self.builder.identity
     }
 
     /// The device port.

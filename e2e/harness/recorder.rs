@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt as _;
 use kube::api::{Api, DynamicObject};
-use kube::runtime::{WatchStreamExt as _, watcher};
+use kube::runtime::watcher;
 use serde_json::Value;
 use tokio::task::JoinHandle;
 
@@ -97,10 +97,8 @@ impl Recorder {
 
     /// Every version of one object since the start, oldest first; its state at the start is not among them.
     pub fn history(&self, kind: Kind, namespace: &str, name: &str) -> Vec<Seen> {
-        self.all()
-            .into_iter()
-            .filter(|s| !s.initial && s.kind == kind && s.namespace == namespace && s.name == name)
-            .collect()
+        let wanted = |s: &&Seen| !s.initial && s.kind == kind && s.namespace == namespace && s.name == name;
+        self.look(|seen| seen.iter().filter(wanted).cloned().collect())
     }
 
     /// How many times one object was written since the start (its creation and its end count).
@@ -113,6 +111,11 @@ impl Recorder {
         self.all().into_iter().filter(|s| !s.initial && s.kind == kind).collect()
     }
 
+    /// Looks at everything, with what was there at the start, without copying it.
+    pub fn look<T>(&self, look: impl FnOnce(&[Seen]) -> T) -> T {
+        look(&self.history.lock().unwrap().seen)
+    }
+
     /// Everything, with what was there at the start.
     pub fn all(&self) -> Vec<Seen> {
         self.history.lock().unwrap().seen.clone()
@@ -121,13 +124,18 @@ impl Recorder {
     /// Events since the start with this reason (empty: any) about objects of this name (empty: any), each once.
     pub fn events(&self, reason: &str, object: &str) -> Vec<EventSeen> {
         let mut events: Vec<EventSeen> = Vec::new();
-        for seen in self.of_kind(Kind::Event).into_iter().filter(|s| !s.deleted) {
-            let event = EventSeen::read(seen);
-            let known = events.iter_mut().find(|e| e.name == event.name && e.namespace == event.namespace);
-            if let Some(known) = known {
-                known.raw = event.raw;
-            } else if (reason.is_empty() || event.reason == reason) && (object.is_empty() || event.object == object) {
-                events.push(event);
+        let mut places = HashMap::new();
+        let seen = self.look(|seen| {
+            let wanted = |s: &&Seen| !s.initial && !s.deleted && s.kind == Kind::Event;
+            let about = |s: &&Seen| object.is_empty() || s.object["regarding"]["name"] == object;
+            let why = |s: &&Seen| reason.is_empty() || s.object["reason"] == reason;
+            seen.iter().filter(wanted).filter(about).filter(why).cloned().collect::<Vec<_>>()
+        });
+        for event in seen.into_iter().map(EventSeen::read) {
+            let place = *places.entry((event.namespace.clone(), event.name.clone())).or_insert(events.len());
+            match events.get_mut(place) {
+                Some(known) => known.raw = event.raw,
+                None => events.push(event),
             }
         }
         events
@@ -200,20 +208,24 @@ impl EventSeen {
 
 async fn record(kind: Kind, api: Api<DynamicObject>, history: Arc<Mutex<History>>) {
     let config = watcher::Config::default().timeout(60);
-    let mut events = watcher(api, config).default_backoff().boxed();
+    let mut events = watcher(api, config).boxed();
     let mut first = true;
     while let Some(event) = events.next().await {
+        let Ok(event) = event else {
+            // The fault tests' doing. It comes back soon, so that versions are not seen much later than written.
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            continue;
+        };
         let mut history = history.lock().unwrap();
         match event {
-            Ok(watcher::Event::Apply(object)) => history.note(kind, object, false, false),
-            Ok(watcher::Event::Delete(object)) => history.note(kind, object, true, false),
-            Ok(watcher::Event::InitApply(object)) => history.note(kind, object, false, first),
-            Ok(watcher::Event::InitDone) if first => {
+            watcher::Event::Apply(object) => history.note(kind, object, false, false),
+            watcher::Event::Delete(object) => history.note(kind, object, true, false),
+            watcher::Event::InitApply(object) => history.note(kind, object, false, first),
+            watcher::Event::InitDone if first => {
                 first = false;
                 history.ready += 1;
             }
-            // Errors are the fault tests' doing; the watcher comes back by itself.
-            Ok(watcher::Event::Init | watcher::Event::InitDone) | Err(_) => {}
+            watcher::Event::Init | watcher::Event::InitDone => {}
         }
     }
 }

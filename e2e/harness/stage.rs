@@ -38,6 +38,7 @@ impl Stage {
         }
         let kinds = "networkswitches,deviceprocessdeployments,deviceprocesses";
         plane.kubectl().run(&["delete", kinds, "--all", "--all-namespaces", "--wait=false"]).await;
+        plane.forget_managers().await;
         let cluster = plane.cluster().await;
         let namespace = cluster.namespace(prefix).await;
         Self { plane, cluster, namespace, turn }
