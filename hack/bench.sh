@@ -2,7 +2,7 @@
 # Measures what the README's table of numbers says, with release builds, and prints a Markdown table (also written to
 # bench.md in cargo's target folder).
 #   bench.sh                  everything, about half an hour
-#   bench.sh hot-path nginx   some of: hot-path nginx report transition fanout latency memory heartbeats
+#   bench.sh hot-path nginx   some of: hot-path replicas nginx report transition fanout latency memory heartbeats
 # BENCH_MINUTES (10), BENCH_DEVICES (10000,50000), BENCH_SECONDS (6) make it shorter; BENCH_PROFILES=DIR keeps the
 # profiles of callgrind. Wall-clock figures are only worth something on a machine that does nothing else.
 set -euo pipefail

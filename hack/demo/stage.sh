@@ -136,13 +136,17 @@ kill9() {
 }
 # name, signal, seconds until it is killed; $code is its exit code
 end() {
+  signal "$1" "$2"
+  await_end "$1" "$3"
+}
+signal() { [[ -z "${pids[$1]:-}" ]] || kill "-$2" -- "-${pids[$1]}" 2>/dev/null; }
+await_end() {
   local pid="${pids[$1]:-}" deadline
   [[ -n "$pid" ]] || return 0
   {
-    kill "-$2" -- "-$pid"
-    deadline=$(($(now) + $3 * 1000))
+    deadline=$(($(now) + $2 * 1000))
     while kill -0 "$pid" && (($(now) < deadline)); do nap 0.05; done
-    [[ "$3" == 0 ]] || kill -KILL -- "-$pid"
+    [[ "$2" == 0 ]] || kill -KILL -- "-$pid"
     wait "$pid"
     # shellcheck disable=SC2034  # for demo.sh
     code=$?
@@ -178,9 +182,9 @@ leave() {
     { kill -KILL -- "-$foreground" && wait "$foreground"; } 2>/dev/null
   fi
   for name in "${!pids[@]}"; do
-    [[ "$name" == agent-* || "$name" == manager ]] && end "$name" TERM 3
+    [[ "$name" == agent-* ]] && end "$name" TERM 3
   done
-  # Nobody wants their data any more.
+  # Nobody wants the others' data any more.
   for name in "${!pids[@]}"; do end "$name" KILL 0; done
   if [[ -d "$DEMO" ]]; then
     if ((failed > 0)) && compgen -G "$DEMO/*.log" >/dev/null; then
@@ -270,11 +274,12 @@ control_plane_settled() {
 
 # A place in the audit log, for the functions below.
 audit_mark() { stat -c %s "$DEMO/audit.log"; }
-# mark, then optional patterns that the lines must hold: how many changes were asked for since then, by anybody.
+# mark, then optional patterns that the lines must hold: how many changes were asked for since then, by anybody, but of
+# the Leases by which replicas know of each other.
 writes_since() {
   local mark="$1" text pattern
   shift
-  text="$(tail -c "+$((mark + 1))" "$DEMO/audit.log" | grep -E '"verb":"(create|update|patch|delete|deletecollection)"')"
+  text="$(tail -c "+$((mark + 1))" "$DEMO/audit.log" | grep -E '"verb":"(create|update|patch|delete|deletecollection)"' | grep -vF '"resource":"leases"')"
   for pattern in "$@"; do text="$(grep -F -- "$pattern" <<<"$text")"; done
   [[ -n "$text" ]] && wc -l <<<"$text" || echo 0
 }
@@ -289,19 +294,16 @@ quiet() {
   done
 }
 
-# Value of a metric of the manager; series that a pattern matches are added up.
-metric() { curl -s -m 5 "$ADMIN/metrics" | awk -v series="^$1" '$0 ~ series { sum += $2 } END { print sum + 0 }'; }
-
 # process, reason: how many such events there are
 events_of() { kubectl get events --field-selector "involvedObject.name=$1,reason=$2" -o name | wc -l; }
 
 # process, JSONPath
 field() { kubectl get dp "$1" -o "jsonpath=$2"; }
 
-# When the gateway last answered a report of a device, in milliseconds since 1970, from its access log.
+# When a gateway last answered a report of a device, in milliseconds since 1970, from the access logs.
 last_contact() {
   local stamp
-  stamp="$(grep -E "access: .*device=\"$1\".*route=\"report\".*status=200" "$DEMO/manager.log" | tail -n 1 | cut -d ' ' -f 1)"
+  stamp="$(grep -hE "access: .*device=\"$1\".*route=\"report\".*status=200" "$DEMO"/manager-*.log | cut -d ' ' -f 1 | sort | tail -n 1)"
   date -d "$stamp" +%s%3N
 }
 
