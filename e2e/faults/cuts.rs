@@ -39,10 +39,18 @@ async fn from_the_apiserver(world: &mut World) {
     eprintln!("         out of the view after {:.1} s", begun.elapsed().as_secs_f64());
     world.pass(seconds(6, 60)).await;
     let told = Instant::now();
+    let counted: Vec<_> = world.replicas.metrics().await.iter().map(|page| page.starting("praetor_forwards_total praetor_peer praetor_status praetor_verif praetor_live praetor_presence praetor_members")).collect();
     world.crowd.look(|ledger| {
         let there = ledger.attempts.iter().filter(|a| *a.gate == *name && a.report && a.sent > out && a.ended < told);
         let (good, bad): (Vec<_>, Vec<_>) = there.partition(|attempt| attempt.status == 200);
-        assert!(!good.is_empty() && bad.is_empty(), "{} good, {} bad: {:?}", good.len(), bad.len(), bad.first());
+        assert!(
+            !good.is_empty() && bad.is_empty(),
+            "{} good, {} bad: {:?}\n{}",
+            good.len(),
+            bad.len(),
+            bad.first(),
+            counted.join("\n\n")
+        );
     });
     nobody_travels_back(world, cut).await;
     world.replicas.get(cut).apiserver.resume();

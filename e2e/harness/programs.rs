@@ -69,6 +69,14 @@ impl Metrics {
         self.0.iter().filter(|(series, _)| series.split('{').next() == Some(name)).map(|(_, value)| value).sum()
     }
 
+    /// The series that are not 0 and begin with one of these words, a line each, for messages.
+    pub fn starting(&self, words: &str) -> String {
+        let wanted = self.0.iter().filter(|(series, value)| {
+            **value != 0.0 && words.split(' ').any(|word| series.starts_with(word)) && !series.contains("bucket")
+        });
+        wanted.map(|(series, value)| format!("{series} {value}")).collect::<Vec<_>>().join("\n")
+    }
+
     /// Whether any series has the name.
     pub fn has(&self, name: &str) -> bool {
         self.0.keys().any(|series| series.split('{').next() == Some(name))

@@ -43,6 +43,8 @@ pub trait Presence: Send + Sync + 'static {
     fn whole(&self) -> (Vec<Heard>, u64);
     /// All is in that a peer heard up to a moment; see [`Roll::witness`].
     fn witness(&self, incarnation: u64, horizon_ms: u64);
+    /// A peer has taken in a batch; see [`Roll::told`].
+    fn told(&self);
 }
 
 /// Why a peer has not got a batch.
@@ -117,6 +119,10 @@ impl Presence for Roll {
 
     fn witness(&self, incarnation: u64, horizon_ms: u64) {
         self.witness(incarnation, horizon_ms);
+    }
+
+    fn told(&self) {
+        self.told();
     }
 }
 
@@ -205,6 +211,7 @@ impl Link {
             };
             if self.deliver(&plan, &heard, mark_ms).await? {
                 self.outbound.lock().delivered(&plan, mark_ms);
+                self.presence.told();
                 return Ok(());
             }
         }

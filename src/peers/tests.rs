@@ -116,6 +116,8 @@ impl Presence for Notes {
     fn witness(&self, incarnation: u64, horizon_ms: u64) {
         self.witnessed.lock().push((incarnation, horizon_ms));
     }
+
+    fn told(&self) {}
 }
 
 // === impl Reports for Taken ===

@@ -146,6 +146,12 @@ impl Roll {
         self.isolated.store(observer.is_isolated(now_ms), Ordering::Relaxed);
     }
 
+    /// Another replica has taken in what this one heard.
+    pub fn told(&self) {
+        let now_ms = self.now_ms();
+        self.observer.write().told(now_ms);
+    }
+
     /// See [`Observer::is_isolated`].
     #[must_use]
     pub fn is_isolated(&self) -> bool {

@@ -124,6 +124,8 @@ pub struct Observer {
     witnesses: HashMap<u64, Witness>,
     /// Those that left, and when.
     departed: HashMap<u64, u64>,
+    /// When another replica last took in what this one heard.
+    told_ms: u64,
 }
 
 /// What an observer can say at one moment: look first, then look up devices, since what is heard in between makes the
@@ -184,6 +186,7 @@ impl Observer {
             peers: HashMap::new(),
             witnesses: HashMap::new(),
             departed: HashMap::new(),
+            told_ms: now_ms,
         }
     }
 
@@ -277,12 +280,18 @@ impl Observer {
         hearing
     }
 
-    /// Whether nobody learns what this replica hears: it cannot renew its Lease, the apiserver does not answer, and of
-    /// the other replicas that were there none is heard. Devices should talk to somebody else, where there is one.
+    /// Another replica has taken in what this one heard.
+    pub fn told(&mut self, now_ms: u64) {
+        self.told_ms = self.told_ms.max(now_ms);
+    }
+
+    /// Whether nobody learns what this replica hears: it cannot renew its Lease, the apiserver does not answer, and
+    /// none of the other replicas that were there takes anything in. Devices should talk to somebody else, where there
+    /// is one. (Whether others are heard says nothing: they do not talk to who has left their view.)
     #[must_use]
     pub fn is_isolated(&self, now_ms: u64) -> bool {
-        let hearing = self.hearing(now_ms);
-        self.lease && self.blind_since_ms.is_some() && hearing.peers > 0 && hearing.heard == 0
+        let untold = now_ms.saturating_sub(self.told_ms) > self.fresh_ms();
+        self.lease && self.blind_since_ms.is_some() && !self.peers.is_empty() && untold
     }
 
     /// What can be said now.

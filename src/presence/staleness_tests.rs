@@ -185,11 +185,15 @@ fn a_replica_that_is_killed_takes_its_knowledge_with_it() {
 fn isolated_is_who_reaches_nobody() {
     let blind = |peers: &[u64]| Doubt { lease: true, apiserver: true, peers: peers.to_vec() };
     let mut observer = ticking(&[A], 100_000);
+    observer.told(START + 100_000);
     observer.observe(&blind(&[A]), START + 101_000);
-    assert!(!observer.is_isolated(START + 101_000), "A is heard");
-    assert!(observer.is_isolated(START + 120_000));
-    observer.witness(A, START + 120_000, START + 120_500);
-    assert!(!observer.is_isolated(START + 120_500));
+    assert!(!observer.is_isolated(START + 101_000), "A was told just now");
+    // Who has left A's view is not talked to any more, but heard.
+    observer.told(START + 120_000);
+    assert!(!observer.is_isolated(START + 121_000));
+    assert!(observer.is_isolated(START + 126_000));
+    observer.witness(A, START + 126_000, START + 126_500);
+    assert!(observer.is_isolated(START + 126_500), "to hear A is no use to the devices");
     observer.observe(&with(&[A]), START + 140_000);
     assert!(!observer.is_isolated(START + 140_000), "cut from its peers only");
     observer.observe(&blind(&[]), START + 141_000);

@@ -199,7 +199,11 @@ impl Process {
                 self.post(world, to, What::Report(body, ticket), about, true, hop);
             }
             (Err(Refusal::Whole), About::Batch(_)) => outbound.send_whole(meant),
-            (Ok(_), About::Batch(Some((plan, mark)))) => outbound.delivered(&plan, mark),
+            (Ok(_), About::Batch(Some((plan, mark)))) => {
+                outbound.delivered(&plan, mark);
+                let now = self.now_ms(world);
+                self.presence.told(now);
+            }
             (Ok(Some(outcome)), About::Forward(case, ..)) => self.on_forward_answer(world, case, Some(outcome)),
             (_, About::Forward(case, ..)) => self.on_forward_answer(world, case, None),
             (_, About::Batch(_)) => {}

@@ -96,6 +96,10 @@ impl Presence {
         self.observer.witness(incarnation, horizon_ms, now_ms);
     }
 
+    pub fn told(&mut self, now_ms: u64) {
+        self.observer.told(now_ms);
+    }
+
     /// Whether all other replicas were heard just now.
     pub fn is_in_touch(&self, peers: usize, now_ms: u64) -> bool {
         let hearing = self.observer.hearing(now_ms);
