@@ -404,7 +404,7 @@ fn nothing_is_dropped_but_by_a_list_that_lacks_it() {
     let now = Instant::now();
     gateway.play(desired(1, 11, &[("a", 2)]));
     gateway.await_report(now, &["a@sha256:3"]);
-    assert!(agent.log().contains("the gateway answers again"), "{}", agent.log());
+    await_true("a line about the end of the trouble", || agent.log().contains("the gateway answers again"));
     // What was dropped does not return within a minute.
     gateway.play(desired(1, 12, &[("a", 3), ("b", 1)]));
     await_true("a line about the return", || agent.log().contains("listed again"));
