@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# Forwards a port of this machine to svc/praetor, for agents in containers of this machine, until it is interrupted.
+# A forward goes to one pod and ends with it; then the next one is made at once.
+#
+#   hack/compose/forward.sh [PORT]      8080 without one; NAMESPACE (praetor-system) says where the Service is
+#
+# It listens on loopback and, where Docker has a bridge of its own on this machine (Linux), on the bridge's address:
+# there containers find host.docker.internal. Others on the network do not reach it.
+set -euo pipefail
+port="${1:-8080}"
+namespace="${NAMESPACE:-praetor-system}"
+fail() { printf 'forward: %s\n' "$*" >&2; exit 1; }
+[[ $# -le 1 && "$port" =~ ^[1-9][0-9]{0,4}$ && "$port" -le 65535 ]] || fail "'$*' is no port: give one of 1 to 65535, or nothing for 8080"
+command -v kubectl >/dev/null || fail "kubectl is needed"
+kubectl -n "$namespace" get service praetor -o name >/dev/null ||
+  fail "namespace $namespace has no Service praetor that can be read (kubectl says why above): install first, or set NAMESPACE"
+
+addresses=127.0.0.1
+bridge="$(docker network inspect bridge -f '{{range .IPAM.Config}}{{.Gateway}}{{end}}' 2>/dev/null || true)"
+if [[ -n "$bridge" ]] && hostname -I 2>/dev/null | grep -qwF -- "$bridge"; then
+  addresses+=",$bridge"
+fi
+for address in ${addresses//,/ }; do
+  ! (: <"/dev/tcp/$address/$port") 2>/dev/null || fail "port $port of $address is in use: name another one, and set GATEWAY_URL for the agents"
+done
+
+child=""
+trap '[[ -z "$child" ]] || kill "$child" 2>/dev/null || true' EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM HUP
+while :; do
+  kubectl -n "$namespace" port-forward --address "$addresses" service/praetor "$port:8080" &
+  child=$!
+  wait "$child" || true
+  child=""
+  echo "forward: ended (its pod is gone, or the apiserver away); again in a second" >&2
+  sleep 1
+done
