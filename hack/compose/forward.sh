@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Forwards a port of this machine to svc/praetor, for agents in containers of this machine, until it is interrupted.
-# A forward goes to one pod and ends with it; then the next one is made at once.
+# A forward goes to one pod. kubectl does not notice that this pod is gone, but only that connections fail; on the first
+# that does, or when kubectl ends, a new forward is made, to another pod.
 #
 #   hack/compose/forward.sh [PORT]      8080 without one; NAMESPACE (praetor-system) says where the Service is
 #
@@ -29,10 +30,17 @@ trap '[[ -z "$child" ]] || kill "$child" 2>/dev/null || true' EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM HUP
 while :; do
-  kubectl -n "$namespace" port-forward --address "$addresses" service/praetor "$port:8080" &
+  exec 3< <(exec kubectl -n "$namespace" port-forward --address "$addresses" service/praetor "$port:8080" 2>&1)
   child=$!
-  wait "$child" || true
+  while read -r line <&3; do
+    # One such line for each connection says nothing.
+    [[ "$line" == "Handling connection"* ]] || printf '%s\n' "$line" >&2
+    [[ ! "$line" =~ error\ (creating|forwarding)|lost\ connection ]] || break
+  done
+  kill "$child" 2>/dev/null || true
+  wait "$child" 2>/dev/null || true
+  exec 3<&-
   child=""
-  echo "forward: ended (its pod is gone, or the apiserver away); again in a second" >&2
+  echo "forward: broken (is its pod gone?); again in a second" >&2
   sleep 1
 done
