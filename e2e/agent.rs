@@ -232,6 +232,10 @@ impl Agent {
         let mut command = command();
         command.env("APOLLO_DEVICE_NAME", DEVICE).env("APOLLO_GATEWAY_URL", urls).env("APOLLO_AGENT_STATE_FILE", state);
         command.env("APOLLO_DEVICE_TOKEN", token.unwrap_or(""));
+        Self::spawn(command)
+    }
+
+    fn spawn(mut command: Command) -> Self {
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let log = Arc::<Mutex<String>>::default();
         let (mut stderr, sink) = (child.stderr.take().unwrap(), Arc::clone(&log));
@@ -460,6 +464,45 @@ fn the_state_file_outlives_the_agent() {
     gateway.await_report(restart, &["a@sha256:2"]);
     let (_, _, log) = agent.end("-TERM");
     assert_eq!(log.lines().filter(|l| l.contains("running from memory")).count(), 1, "{log}");
+}
+
+#[test]
+fn a_renewed_token_is_in_use_before_the_old_one_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("token");
+    // As a rotation does it: the new content appears at once.
+    let renew = |token: &str| {
+        fs::write(folder.path().join("new"), format!("{token}\n")).unwrap();
+        fs::rename(folder.path().join("new"), &file).unwrap();
+    };
+    renew("old");
+    // Both are good: nobody is refused. A poll that is parked holds the old one, so none is.
+    let truth = desired(1, 10, &[("a", 1)]);
+    let gateway = Gateway::start(move |seen| match (truth(seen), seen.header("x-device-token")) {
+        (_, None) => answer(401, "", "{}"),
+        (Reply::Park, _) => answer(304, "ETag: \"1-a1\"\r\nX-Praetor-Revision: 10\r\n", ""),
+        (reply, _) => reply,
+    });
+    let mut command = command();
+    command.env("APOLLO_DEVICE_NAME", DEVICE).env("APOLLO_GATEWAY_URL", gateway.url());
+    command.env("APOLLO_DEVICE_TOKEN_FILE", &file).env("APOLLO_AGENT_STATE_FILE", folder.path().join("state.json"));
+    let agent = Agent::spawn(command);
+    let with = |token: &str, gets: bool| {
+        gateway.all().iter().any(|s| s.is_get() == gets && s.header("x-device-token") == Some(token))
+    };
+    await_true("a report and a question with the first token", || with("old", false) && with("old", true));
+    renew("new");
+    await_true("a report and a question with the second token", || with("new", false) && with("new", true));
+    let last = gateway.all().last().unwrap().header("x-device-token").map(str::to_owned);
+    assert_eq!(last.as_deref(), Some("new"));
+
+    // A file that is gone or empty takes away nothing.
+    fs::write(&file, "").unwrap();
+    let (reports, gone) = (gateway.reports().len(), Instant::now());
+    await_true("two more reports", || gateway.reports().len() >= reports + 2);
+    let after = gateway.all().into_iter().filter(|s| s.at > gone);
+    assert!(after.into_iter().all(|s| s.header("x-device-token") == Some("new")));
+    assert!(!agent.log().contains("401"), "{}", agent.log());
 }
 
 #[test]

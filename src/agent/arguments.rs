@@ -28,7 +28,7 @@ pub struct Arguments {
     #[arg(long, value_name = "TOKEN", env = "APOLLO_DEVICE_TOKEN", hide_env_values = true)]
     device_token: Option<String>,
 
-    /// File that holds this device's token; read again when the gateway refuses it
+    /// File that holds this device's token; read again for each report, and when the gateway refuses it
     #[arg(long, value_name = "FILE", env = "APOLLO_DEVICE_TOKEN_FILE")]
     device_token_file: Option<String>,
 

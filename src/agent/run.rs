@@ -236,6 +236,8 @@ impl Shared {
                     () = self.wake_report.notified() => {} // perhaps due earlier now
                 }
             }
+            // Whoever renews the token in its file need not have the old one refused first.
+            self.reload_token();
             let gateway = self.reporting.borrow_mut().start(Instant::now());
             let bodies = {
                 let holding = self.holding.borrow();
@@ -311,15 +313,20 @@ impl Shared {
         }
     }
 
+    /// Takes up the token that its file holds now, if there is a file and it can be read.
+    fn reload_token(&self) {
+        match self.token.borrow_mut().reload() {
+            Ok(true) => info!("the token's file holds another token now"),
+            Ok(false) => {}
+            Err(error) => debug!(%error, "the token's file cannot be read again"),
+        }
+    }
+
     /// A status that is neither good nor about desired state, for people. A token that is refused is read again.
     fn explain(&self, status: StatusCode) -> String {
         match status {
             StatusCode::UNAUTHORIZED => {
-                match self.token.borrow_mut().reload() {
-                    Ok(true) => info!("the token's file holds another token now"),
-                    Ok(false) => {}
-                    Err(error) => debug!(%error, "the token's file cannot be read again"),
-                }
+                self.reload_token();
                 "401: the gateway refuses this device's token".to_owned()
             }
             StatusCode::FORBIDDEN => {
