@@ -17,6 +17,8 @@ if ((BASH_VERSINFO[0] < 5)) || [[ ! -d /proc/self/fd ]]; then
   exit 1
 fi
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
+# shellcheck source=hack/keys.sh
+source hack/keys.sh
 # shellcheck source=hack/demo/stage.sh
 source hack/demo/stage.sh
 # shellcheck source=hack/demo/replicas.sh

@@ -217,20 +217,6 @@ users: [{name: '$1', user: {token: '$2'}}]
 YAML
 }
 
-# A P-256 key in PEM for the tokens of ServiceAccounts, made without a key tool: an RFC 5915 ECPrivateKey without its
-# optional public half, around a random number below the order of the curve.
-signing_key() {
-  echo '-----BEGIN EC PRIVATE KEY-----'
-  {
-    printf '\x30\x31\x02\x01\x01\x04\x20\x01'
-    head -c 31 /dev/urandom
-    printf '\xa0\x0a\x06\x08\x2a\x86\x48\xce\x3d\x03\x01\x07'
-  } | base64 -w 64
-  echo '-----END EC PRIVATE KEY-----'
-}
-
-random_hex() { head -c 32 /dev/urandom | od -An -v -tx1 | tr -d ' \n'; }
-
 # etcd and kube-apiserver of this run, with RBAC and an audit log of every request.
 start_control_plane() {
   local etcd_port peer_port token
