@@ -82,6 +82,7 @@ local_up() {
   mkdir -p "$dir"/{logs,run,etcd,pki,kubelet,containerd,pods,log}
   chmod 0700 "$dir"
   echo "praetor-$(head -c 6 /dev/urandom | od -An -v -tx1 | tr -d ' \n')" >"$dir/cgroup"
+  local_cgroups "$(<"$dir/cgroup")"
   cp "$here/keys.sh" "$dir"
   "$here/cluster/image.sh" "$dir/pause.tar" praetor.local/pause:dev "$(local_folder)/pause"
   # It writes its pid before it becomes the node, so that it can be found whenever this script is killed. Descriptor 8
@@ -100,6 +101,19 @@ local_up() {
     ((SECONDS < deadline)) || fail "waited for $stage for too long"
     sleep 0.2
   done
+}
+# Control groups under which the kubelet makes those of its pods: one, or one for each controller in the first version.
+local_cgroups() {
+  local root=/sys/fs/cgroup controller folder
+  if [[ -f "$root/cgroup.controllers" ]]; then
+    for controller in cpu cpuset memory pids hugetlb; do
+      ! grep -qw "$controller" "$root/cgroup.controllers" || echo "+$controller" >"$root/cgroup.subtree_control" ||
+        fail "the cgroup controller $controller cannot be switched on for children of $root"
+    done
+    mkdir "$root/$1"
+  else
+    for folder in "$root"/*/; do mkdir -p "$folder$1"; done
+  fi
 }
 # What is still to come, asked from outside as the tests will.
 local_stage() {
