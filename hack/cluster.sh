@@ -60,13 +60,14 @@ open() {
   dir="$(realpath -m -- "$1")"
   [[ -f "$dir/provider" ]] || fail "$dir holds no cluster: bring one up with hack/cluster.sh up $1"
   provider="$(<"$dir/provider")"
+  [[ "$provider" == kind || "$provider" == local ]] || fail "$dir/provider says $provider, not kind or local"
 }
 alive() { [[ -n "$("${provider}_state" "$dir")" ]]; }
 
 bring_up() {
   dir="$(realpath -m -- "$1")"
   if [[ -f "$dir/provider" ]]; then
-    provider="$(<"$dir/provider")"
+    open "$1"
     ! alive || fail "a cluster of $dir runs: use it, or end it with hack/cluster.sh down $1"
     note "removing what a cluster that no longer runs has left in $dir"
     take_down

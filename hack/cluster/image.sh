@@ -16,7 +16,7 @@ case "$(uname -m)" in
   *) fail "no image for $(uname -m) is known: x86_64 and aarch64 are" ;;
 esac
 
-work="$(mktemp -d)"
+work="$(mktemp -d "$tar.XXXXXX")"
 trap 'rm -rf "$work"' EXIT
 mkdir "$work/root" "$work/image"
 for file in "$@"; do

@@ -7,7 +7,7 @@ kind_lacks() {
   command -v kind >/dev/null || lacks+=("kind is missing (https://kind.sigs.k8s.io)")
   if ! command -v docker >/dev/null; then
     lacks+=("docker is missing (https://docs.docker.com/engine/install)")
-  elif ! docker info >/dev/null 2>&1; then
+  elif ! timeout 20 docker info >/dev/null 2>&1; then
     lacks+=("docker info fails: start the Docker daemon, or join the group docker")
   elif ! kind_privileged; then
     lacks+=("Docker may not run privileged containers here")

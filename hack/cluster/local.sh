@@ -86,10 +86,11 @@ local_up() {
   cp "$here/keys.sh" "$dir"
   "$here/cluster/image.sh" "$dir/pause.tar" praetor.local/pause:dev "$(local_folder)/pause"
   # It writes its pid before it becomes the node, so that it can be found whenever this script is killed. Descriptor 8
-  # is this machine's network, in which the node puts the other end of its link.
+  # is this machine's network, in which the node puts the other end of its link. Of the caller's environment it sees
+  # nothing: a proxy or a setting of Go's would change what runs.
   setsid bash -c 'echo "$$ $(awk "{ sub(/.*\\) /, \"\"); print \$20 }" "/proc/$$/stat")" >"$1/node.pid.new" && mv "$1/node.pid.new" "$1/node.pid"
     exec 8</proc/self/ns/net
-    exec unshare --mount --net --pid --ipc --fork --kill-child --mount-proc bash "$2/cluster/node.sh" "$1" "$(<"$1/cgroup")" "$3"' \
+    exec env -i PATH="$PATH" HOME=/root unshare --mount --net --pid --ipc --fork --kill-child --mount-proc bash "$2/cluster/node.sh" "$1" "$(<"$1/cgroup")" "$3"' \
     node "$dir" "$here" "$(local_cni)" >"$dir/logs/node.log" 2>&1 </dev/null &
   until [[ -f "$dir/node.pid" ]]; do sleep 0.02; done
   while :; do

@@ -10,7 +10,6 @@
 set -euo pipefail
 export LC_ALL=C
 dir="$1" cgroup="$2" cni="$3"
-stage=network
 fail() { echo "error: $*"; exit 1; }
 
 # --- Mounts: short names for what may lie anywhere, and places of its own for what programs write at fixed ones ---
@@ -30,6 +29,7 @@ mount --no-mtab --move "$dir/run" /run
 export PATH="$path$PATH"
 cd /run/node
 mount -t tmpfs -o mode=0755 tmpfs /var/lib
+mount -t tmpfs -o mode=1777 tmpfs /tmp
 mount --bind /run/node/log /var/log
 # The kubelet wants these to be so and would set them for the whole machine: it finds them as it likes them.
 for setting in vm/overcommit_memory=1 vm/panic_on_oom=0 kernel/panic=10 kernel/panic_on_oops=1 \
