@@ -15,6 +15,7 @@
 # Any number of clusters may run beside each other, each with its DIR. No cluster outlives `up` being interrupted.
 # What both lack by intent: nothing enforces NetworkPolicies (kind does, with its own network).
 set -euo pipefail
+shopt -s inherit_errexit
 export LC_ALL=C
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 what=cluster

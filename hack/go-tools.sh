@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2034,SC2154,SC2164,SC2317  # sourced, with errexit; its clean-up is for a trap
 # Builds pinned Go programs once and keeps them outside of the clone, to be sourced by a script with `set -euo pipefail`
 # that has set $what: the word its messages begin with. Progress goes to stderr.
 

@@ -15,8 +15,9 @@ kind_lacks() {
   join "${lacks[@]}"
 }
 join() {
-  local IFS=';'
-  sed 's/;/; /g' <<<"$*"
+  local all
+  printf -v all '%s; ' "$@"
+  echo "${all%; }"
 }
 
 # Starts a container from an empty image: when it may be privileged, all that goes wrong is that /none is not in it.
@@ -30,8 +31,8 @@ kind_privileged() {
 
 # kind brings its own programs; kubectl is the caller's, or the one that is built.
 kind_binaries() {
-  local kubectl
-  kubectl="$(command -v kubectl)" && dirname "$kubectl" || "$here/controlplane.sh"
+  # shellcheck disable=SC2154  # of cluster.sh
+  if command -v kubectl >/dev/null; then dirname "$(command -v kubectl)"; else "$here/controlplane.sh"; fi
 }
 
 kind_name() { echo "praetor-$(cksum <<<"$1" | cut -d ' ' -f 1)"; }
@@ -43,7 +44,7 @@ kind_up() {
 }
 
 kind_state() {
-  kind get clusters 2>/dev/null | grep -qx "$(kind_name "$1")" && echo "cluster $(kind_name "$1")" || true
+  kind get clusters 2>/dev/null | awk -v name="$(kind_name "$1")" '$0 == name { print "cluster " name }'
 }
 
 kind_load() {

@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2154  # $here is of cluster.sh, $kubernetes of go-tools.sh
 # The provider local, to be sourced by hack/cluster.sh. A node is the process tree of hack/cluster/node.sh in namespaces
 # of its own for processes, mounts and the network. So it needs no port of this machine, changes none of its network
 # rules, mounts and settings, and when its first process is killed, all of it is gone, containers too. What remains by
@@ -21,7 +21,7 @@ local_packages() {
   {
     for need in "${local_needs[@]}"; do command -v "${need%%:*}" >/dev/null || echo "${need#*:}"; done
     [[ -n "$(local_cni)" ]] || echo containernetworking-plugins
-  } | sort -u | tr '\n' ' '
+  } | sort -u | paste -sd ' '
 }
 
 local_lacks() {
@@ -34,7 +34,7 @@ local_lacks() {
   packages="$(local_packages)"
   if (($(id -u) != 0)); then
     lacks+=("root is needed (sudo)")
-    [[ -z "$packages" ]] || lacks+=("missing: $packages(Debian: apt-get install $packages)")
+    [[ -z "$packages" ]] || lacks+=("missing: $packages (Debian: apt-get install $packages)")
   else
     [[ -z "$packages" ]] || command -v apt-get >/dev/null || lacks+=("missing, and there is no apt-get to install them: $packages")
     # What the node will do first, tried out.
@@ -88,6 +88,7 @@ local_up() {
   # It writes its pid before it becomes the node, so that it can be found whenever this script is killed. Descriptor 8
   # is this machine's network, in which the node puts the other end of its link. Of the caller's environment it sees
   # nothing: a proxy or a setting of Go's would change what runs.
+  # shellcheck disable=SC2016  # for the inner bash
   setsid bash -c 'echo "$$ $(awk "{ sub(/.*\\) /, \"\"); print \$20 }" "/proc/$$/stat")" >"$1/node.pid.new" && mv "$1/node.pid.new" "$1/node.pid"
     exec 8</proc/self/ns/net
     exec env -i PATH="$PATH" HOME=/root unshare --mount --net --pid --ipc --fork --kill-child --mount-proc bash "$2/cluster/node.sh" "$1" "$(<"$1/cgroup")" "$3"' \
@@ -98,7 +99,7 @@ local_up() {
     stage="$(local_stage "$dir")"
     [[ "$stage" == "$before" || "$stage" == ready ]] || note "waiting for $stage"
     [[ "$stage" != ready ]] || return 0
-    [[ -n "$(local_state "$dir")" ]] || fail "the node ended: $(tail -n 1 "$dir/logs/node.log")"
+    [[ -n "$(local_state "$dir")" ]] || fail "the node ended: $(tail -n 3 "$dir/logs/node.log" | paste -sd ' ')"
     ((SECONDS < deadline)) || fail "waited for $stage for too long"
     sleep 0.2
   done

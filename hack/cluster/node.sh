@@ -52,7 +52,7 @@ machine() { nsenter --net=/proc/self/fd/8 "$@"; }
 taken() { [[ -n "$(machine ip -4 route show root "$1")" ]]; }
 for ((n = 0; n < 250; n++)); do
   link="10.219.$n" pods="10.220.$n.0/24" services="10.221.$n"
-  ! taken "$link.0/30" && ! taken "$pods" && ! taken "$services.0/24" || continue
+  if taken "$link.0/30" || taken "$pods" || taken "$services.0/24"; then continue; fi
   ip link add eth0 type veth peer name "prtr$n"
   # Whoever else wants this name has it already, or cannot have it now.
   ! ip link set "prtr$n" netns /proc/self/fd/8 2>/dev/null || break
