@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2154  # $here is of cluster.sh
 # The provider kind, to be sourced by hack/cluster.sh: only how the cluster comes to be and how images get into it. All
 # else that the tests do is the same with every provider.
 
@@ -31,16 +31,18 @@ kind_privileged() {
 
 # kind brings its own programs; kubectl is the caller's, or the one that is built.
 kind_binaries() {
-  # shellcheck disable=SC2154  # of cluster.sh
   if command -v kubectl >/dev/null; then dirname "$(command -v kubectl)"; else "$here/controlplane.sh"; fi
 }
 
 kind_name() { echo "praetor-$(cksum <<<"$1" | cut -d ' ' -f 1)"; }
 
+# A node that does not come up is kept until its logs are taken.
 kind_up() {
   mkdir -p "$1/logs"
-  KUBECONFIG="$1/kubeconfig" kind create cluster --name "$(kind_name "$1")" --config "$here/cluster/kind.yaml" --wait 120s >&2 ||
+  kind create cluster --name "$(kind_name "$1")" --config "$here/cluster/kind.yaml" --kubeconfig "$1/kubeconfig" --wait 120s --retain >&2 || {
+    kind_logs "$1" "$1/logs"
     fail "kind could not create the cluster (its lines are above)"
+  }
 }
 
 kind_state() {

@@ -91,7 +91,8 @@ local_up() {
   # shellcheck disable=SC2016  # for the inner bash
   setsid bash -c 'echo "$$ $(awk "{ sub(/.*\\) /, \"\"); print \$20 }" "/proc/$$/stat")" >"$1/node.pid.new" && mv "$1/node.pid.new" "$1/node.pid"
     exec 8</proc/self/ns/net
-    exec env -i PATH="$PATH" HOME=/root unshare --mount --net --pid --ipc --fork --kill-child --mount-proc bash "$2/cluster/node.sh" "$1" "$(<"$1/cgroup")" "$3"' \
+    exec env -i PATH="$PATH" HOME=/root unshare --mount --propagation slave --net --pid --ipc \
+      --fork --kill-child --mount-proc bash "$2/cluster/node.sh" "$1" "$(<"$1/cgroup")" "$3"' \
     node "$dir" "$here" "$(local_cni)" >"$dir/logs/node.log" 2>&1 </dev/null &
   until [[ -f "$dir/node.pid" ]]; do sleep 0.02; done
   while :; do

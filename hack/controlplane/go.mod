@@ -1,5 +1,7 @@
 // The control plane that tests, benchmarks and the demo run on: kube-apiserver, etcd and kubectl of pinned releases,
-// built by ../controlplane.sh. A module of its own, so that nothing here reaches the product.
+// built by ../controlplane.sh; and what a node of ../cluster.sh runs besides: kubelet, kube-proxy,
+// kube-controller-manager, kube-scheduler, and the pause program. A module of its own, so that nothing here reaches
+// the product.
 module praetor.local/hack/controlplane
 
 go 1.24.0
