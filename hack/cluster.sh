@@ -12,9 +12,14 @@
 #   hack/cluster.sh logs DIR TO     copies the logs of its programs and containers into the folder TO
 #   hack/cluster.sh down DIR        stops it and removes all that it has made, in whatever state it is; again: no harm
 #
-# Any number of clusters may run beside each other, each with its DIR. No cluster outlives `up` being interrupted.
-# What both lack by intent: nothing enforces NetworkPolicies (kind does, with its own network).
+# Any number of clusters may run beside each other, each with its DIR. An `up` that fails or is interrupted leaves no
+# cluster; one that is killed leaves what `down DIR` removes. Pods must find their images loaded: imagePullPolicy is
+# IfNotPresent or Never. A client that obeys HTTPS_PROXY needs NO_PROXY for the address in DIR/kubeconfig.
 set -euo pipefail
+if ((BASH_VERSINFO[0] < 5)) || [[ "$(uname -s)" != Linux ]]; then
+  echo "cluster: needs Linux and bash 5 or newer" >&2
+  exit 1
+fi
 shopt -s inherit_errexit
 export LC_ALL=C
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"

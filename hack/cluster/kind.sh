@@ -39,7 +39,8 @@ kind_name() { echo "praetor-$(cksum <<<"$1" | cut -d ' ' -f 1)"; }
 # A node that does not come up is kept until its logs are taken.
 kind_up() {
   mkdir -p "$1/logs"
-  kind create cluster --name "$(kind_name "$1")" --config "$here/cluster/kind.yaml" --kubeconfig "$1/kubeconfig" --wait 120s --retain >&2 || {
+  kind create cluster --name "$(kind_name "$1")" --config "$here/cluster/kind.yaml" --kubeconfig "$1/kubeconfig" \
+    --wait 120s --retain >&2 || {
     kind_logs "$1" "$1/logs"
     fail "kind could not create the cluster (its lines are above)"
   }
@@ -60,5 +61,6 @@ kind_load() {
 kind_logs() { kind export logs --name "$(kind_name "$1")" "$2" >&2 || true; }
 
 kind_stop() {
-  kind delete cluster --name "$(kind_name "$1")" --kubeconfig "$1/kubeconfig" >&2 || fail "kind could not delete the cluster $(kind_name "$1")"
+  kind delete cluster --name "$(kind_name "$1")" --kubeconfig "$1/kubeconfig" >&2 ||
+    fail "kind could not delete the cluster $(kind_name "$1")"
 }

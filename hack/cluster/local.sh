@@ -25,11 +25,7 @@ local_packages() {
 }
 
 local_lacks() {
-  local lacks=() packages fault controllers="" controller
-  if [[ "$(uname -s)" != Linux ]]; then
-    echo "Linux is needed, this is $(uname -s)"
-    return
-  fi
+  local lacks=() packages fault controller
   ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] >= 501)) || lacks+=("bash 5.1 or newer is needed, this is $BASH_VERSION")
   packages="$(local_packages)"
   if (($(id -u) != 0)); then
@@ -41,10 +37,8 @@ local_lacks() {
     ! command -v unshare >/dev/null || unshare --mount --net --pid --ipc --fork --mount-proc sh -c \
       'mount -t tmpfs none /mnt && { ! command -v ip || ip link add eth0 type veth peer name eth1; }' >/dev/null 2>&1 ||
       lacks+=("this root may not make namespaces, mounts or veth links (CAP_SYS_ADMIN and CAP_NET_ADMIN are needed)")
-    [[ ! -f /sys/fs/cgroup/cgroup.controllers ]] || controllers=" $(</sys/fs/cgroup/cgroup.controllers) "
     for controller in memory cpu pids; do
-      [[ -w "/sys/fs/cgroup/$controller/cgroup.procs" || "$controllers" == *" $controller "* && -w /sys/fs/cgroup/cgroup.procs ]] ||
-        lacks+=("there is no writable cgroup controller $controller below /sys/fs/cgroup")
+      local_controls "$controller" || lacks+=("there is no cgroup controller $controller to use below /sys/fs/cgroup")
     done
   fi
   if ! local_usable "$(local_folder)"; then
@@ -52,6 +46,18 @@ local_lacks() {
     [[ -z "$fault" ]] || lacks+=("$fault")
   fi
   join "${lacks[@]}"
+}
+
+# Whether a control group can be made below the root for this controller, in either version of control groups. In the
+# second one, only the machine's own root may switch a controller on while processes are in it.
+local_controls() {
+  local root=/sys/fs/cgroup
+  if [[ -f "$root/cgroup.controllers" ]]; then
+    [[ -w "$root/cgroup.subtree_control" ]] && grep -qw "$1" "$root/cgroup.controllers" &&
+      { [[ ! -e "$root/cgroup.type" ]] || grep -qw "$1" "$root/cgroup.subtree_control"; }
+  else
+    [[ -w "$root/$1/cgroup.procs" ]]
+  fi
 }
 
 local_folder() { echo "$(cache_folder)/node-$kubernetes"; }
@@ -89,12 +95,16 @@ local_up() {
   # is this machine's network, in which the node puts the other end of its link. Of the caller's environment it sees
   # nothing: a proxy or a setting of Go's would change what runs.
   # shellcheck disable=SC2016  # for the inner bash
-  setsid bash -c 'echo "$$ $(awk "{ sub(/.*\\) /, \"\"); print \$20 }" "/proc/$$/stat")" >"$1/node.pid.new" && mv "$1/node.pid.new" "$1/node.pid"
+  setsid bash -c 'echo "$$ $(awk "{ sub(/.*\\) /, \"\"); print \$20 }" "/proc/$$/stat")" >"$1/node.pid.new"
+    mv "$1/node.pid.new" "$1/node.pid"
     exec 8</proc/self/ns/net
     exec env -i PATH="$PATH" HOME=/root unshare --mount --propagation slave --net --pid --ipc \
       --fork --kill-child --mount-proc bash "$2/cluster/node.sh" "$1" "$(<"$1/cgroup")" "$3"' \
     node "$dir" "$here" "$(local_cni)" >"$dir/logs/node.log" 2>&1 </dev/null &
-  until [[ -f "$dir/node.pid" ]]; do sleep 0.02; done
+  until [[ -f "$dir/node.pid" ]]; do
+    ((SECONDS < deadline)) || fail "no process for the node could be started: $(tail -n 1 "$dir/logs/node.log")"
+    sleep 0.02
+  done
   while :; do
     before="$stage"
     stage="$(local_stage "$dir")"
@@ -110,8 +120,8 @@ local_cgroups() {
   local root=/sys/fs/cgroup controller folder
   if [[ -f "$root/cgroup.controllers" ]]; then
     for controller in cpu cpuset memory pids hugetlb; do
-      ! grep -qw "$controller" "$root/cgroup.controllers" || echo "+$controller" >"$root/cgroup.subtree_control" ||
-        fail "the cgroup controller $controller cannot be switched on for children of $root"
+      if ! grep -qw "$controller" "$root/cgroup.controllers" || grep -qw "$controller" "$root/cgroup.subtree_control"; then continue; fi
+      echo "+$controller" >"$root/cgroup.subtree_control" || fail "the cgroup controller $controller cannot be switched on below $root"
     done
     mkdir "$root/$1"
   else
@@ -124,7 +134,8 @@ local_stage() {
   [[ -f "$1/kubeconfig" ]] || { echo "the apiserver"; return; }
   NO_PROXY='*' "${kubectl[@]}" get --raw /readyz >/dev/null 2>&1 || { echo "the apiserver"; return; }
   NO_PROXY='*' "${kubectl[@]}" wait node --all --for=condition=Ready --timeout=1s >/dev/null 2>&1 || { echo "the node"; return; }
-  NO_PROXY='*' "${kubectl[@]}" get -n default serviceaccount/default configmap/kube-root-ca.crt >/dev/null 2>&1 || { echo "the controllers"; return; }
+  NO_PROXY='*' "${kubectl[@]}" get -n default serviceaccount/default configmap/kube-root-ca.crt >/dev/null 2>&1 ||
+    { echo "the controllers"; return; }
   echo ready
 }
 

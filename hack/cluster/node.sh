@@ -39,12 +39,12 @@ for setting in vm/overcommit_memory=1 vm/panic_on_oom=0 kernel/panic=10 kernel/p
 done
 # A layered file system where DIR lies on one that can carry it; copies where not.
 snapshotter=native
-mkdir -p containerd/try/{lower,upper,work,merged}
-if mount -t overlay -o lowerdir=containerd/try/lower,upperdir=containerd/try/upper,workdir=containerd/try/work overlay containerd/try/merged; then
-  umount containerd/try/merged
+mkdir -p try/{lower,upper,work,merged}
+if mount -t overlay -o lowerdir=try/lower,upperdir=try/upper,workdir=try/work overlay try/merged 2>/dev/null; then
+  umount try/merged
   snapshotter=overlayfs
 fi
-rm -rf containerd/try
+rm -rf try
 
 # --- Network: a link to the machine, which routes the pods' and the Services' addresses to it ---
 
@@ -160,7 +160,8 @@ start etcd etcd --data-dir=etcd --log-level=warn --unsafe-no-fsync \
   --listen-client-urls=http://127.0.0.1:2379 --advertise-client-urls=http://127.0.0.1:2379 \
   --listen-peer-urls=http://127.0.0.1:2380 --initial-advertise-peer-urls=http://127.0.0.1:2380 \
   --initial-cluster=default=http://127.0.0.1:2380
-start apiserver kube-apiserver --etcd-servers=http://127.0.0.1:2379 --bind-address=0.0.0.0 --advertise-address="$node" --secure-port=6443 \
+start apiserver kube-apiserver --etcd-servers=http://127.0.0.1:2379 \
+  --bind-address=0.0.0.0 --advertise-address="$node" --secure-port=6443 \
   --cert-dir=pki --token-auth-file=pki/tokens.csv --authorization-mode=Node,RBAC --enable-admission-plugins=NodeRestriction \
   --service-cluster-ip-range="$services.0/24" --service-account-issuer=https://kubernetes.default.svc \
   --service-account-key-file=pki/service-account.pem --service-account-signing-key-file=pki/service-account.pem \
@@ -192,12 +193,16 @@ kubeconfig admin "$admin" "certificate-authority-data: '$(base64 -w 0 pki/apiser
 await "the apiserver" 60 kubectl --kubeconfig kubeconfig.new get --raw /readyz
 mv kubeconfig.new kubeconfig
 
-start controller-manager kube-controller-manager --kubeconfig=pki/kube-controller-manager.kubeconfig --use-service-account-credentials=true \
-  --service-account-private-key-file=pki/service-account.pem --root-ca-file=pki/apiserver.crt --leader-elect=false \
+start controller-manager kube-controller-manager --kubeconfig=pki/kube-controller-manager.kubeconfig \
+  --use-service-account-credentials=true --service-account-private-key-file=pki/service-account.pem \
+  --root-ca-file=pki/apiserver.crt --leader-elect=false \
   --flex-volume-plugin-dir=/run/plugins --profiling=false
 start scheduler kube-scheduler --kubeconfig=pki/kube-scheduler.kubeconfig --leader-elect=false --profiling=false
 start kubelet kubelet --config=kubelet.yaml --kubeconfig=pki/praetor.kubeconfig --root-dir=/run/node/kubelet \
   --hostname-override=praetor --node-ip="$node"
-start kube-proxy kube-proxy --kubeconfig=pki/kube-proxy.kubeconfig --hostname-override=praetor --proxy-mode=iptables --cluster-cidr="$pods" \
+start kube-proxy kube-proxy --kubeconfig=pki/kube-proxy.kubeconfig --hostname-override=praetor \
+  --proxy-mode=iptables --cluster-cidr="$pods" \
   --conntrack-max-per-core=0 --conntrack-tcp-timeout-established=0 --conntrack-tcp-timeout-close-wait=0
+# Who removes DIR by hand wants no cluster either, and could not stop it any more.
+start folder bash -c 'while [[ -f node.pid ]]; do sleep 5; done; echo "DIR is gone"'
 watch
