@@ -53,8 +53,9 @@ const MISS_TTL: Duration = Duration::from_secs(2);
 const MISSES: u64 = 4_096;
 /// Live reads a second of objects that the watch has not shown.
 const LIVE_READS: u32 = 20;
-/// Live reads a second that confirm the cache.
-const VERIFYING_READS: u32 = 100;
+/// Live reads a second that confirm the cache, and at once: when a replica's devices were heard by others only, all of
+/// them may have news at the same moment.
+const VERIFYING_READS: u32 = 300;
 
 /// How a report gets to the owner of its device.
 pub trait Relay: Send + Sync + 'static {
@@ -445,12 +446,24 @@ impl Intake {
         }
     }
 
+    /// Waits for leave to read; false when it would come too late.
+    async fn may_verify(&self, until: Instant) -> bool {
+        loop {
+            let Err(wait) = self.verifying_reads.lock().take(self.now_ms()) else { return true };
+            let wait = Duration::from_millis(wait);
+            if Instant::now() + wait >= until {
+                return false;
+            }
+            tokio::time::sleep(wait).await;
+        }
+    }
+
     /// Reads objects live, so that the index is no older than this; false when that could not be done.
     async fn verify(&self, keys: &[Key], deadline: Instant) -> bool {
         let count = |result: &str| self.metrics.verifying_reads.with_label_values(&[result]).inc();
         let until = deadline.min(Instant::now() + VERIFY_DEADLINE);
         for key in keys {
-            if self.verifying_reads.lock().take(self.now_ms()).is_err() {
+            if !self.may_verify(until).await {
                 count("limited");
                 return false;
             }

@@ -415,3 +415,18 @@ async fn counters_alone_are_acknowledged_and_owed_by_the_owner() {
     assert!(stage.owner.intake.writer.is_pending(Kind::Process, &Key { namespace: "n".into(), name: "p".into() }));
     assert!(stage.owner.directory.read(Index::serves_devices));
 }
+
+#[tokio::test]
+async fn a_read_that_confirms_the_cache_waits_for_its_turn_but_not_too_long() {
+    let stage = Stage::new();
+    let (intake, keys) = (&stage.owner.intake, [Key { namespace: "n".into(), name: "p".into() }]);
+    let verify = || intake.verify(&keys, Instant::now() + DEADLINE);
+    // One at once, and the next after a second; the third would have to wait longer than an answer may take.
+    *intake.verifying_reads.lock() = TokenBucket::new(1);
+    let begun = Instant::now();
+    assert!(verify().await && begun.elapsed() < Duration::from_millis(500));
+    assert!(verify().await && begun.elapsed() >= Duration::from_millis(900));
+    let (first, second) = tokio::join!(verify(), verify());
+    assert!(first != second, "both or neither");
+    assert_eq!(stage.apiserver.reads(), 3);
+}
