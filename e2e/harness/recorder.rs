@@ -5,7 +5,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use futures::StreamExt as _;
-use kube::api::{Api, DynamicObject};
+use k8s_openapi::api::core::v1::Namespace;
+use kube::Client;
+use kube::api::{Api, DynamicObject, ListParams};
 use kube::runtime::watcher;
 use serde_json::Value;
 use tokio::task::JoinHandle;
@@ -15,11 +17,13 @@ use super::controlplane::ControlPlane;
 use super::wait::wait_for;
 
 const KINDS: [Kind; 4] = [Kind::Switch, Kind::Process, Kind::Deployment, Kind::Event];
+/// Between two looks at how far the apiserver is.
+const LOOK: Duration = Duration::from_millis(250);
 
 /// One version of one object.
 #[derive(Debug, Clone)]
 pub struct Seen {
-    /// When the watch delivered it.
+    /// When it was there for certain: the watch delivered it, or the apiserver was seen to be further already.
     pub at: Instant,
     /// Its kind.
     pub kind: Kind,
@@ -61,6 +65,8 @@ struct History {
     seen: Vec<Seen>,
     /// The version seen last by kind and uid: a re-list repeats what is known.
     versions: HashMap<(Kind, String), String>,
+    /// How far the apiserver was by when, in order.
+    reached: Vec<(u64, Instant)>,
     ready: usize,
 }
 
@@ -82,11 +88,15 @@ impl Recorder {
     pub async fn start(plane: &ControlPlane) -> Self {
         let history = Arc::new(Mutex::new(History::default()));
         let client = plane.client().await;
-        let tasks = KINDS.map(|kind| {
-            let api: Api<DynamicObject> = Api::all_with(client.clone(), &kind.resource());
-            tokio::spawn(record(kind, api, history.clone()))
-        });
-        let recorder = Self { history, tasks: tasks.into() };
+        let mut tasks: Vec<_> = KINDS
+            .into_iter()
+            .map(|kind| {
+                let api: Api<DynamicObject> = Api::all_with(client.clone(), &kind.resource());
+                tokio::spawn(record(kind, api, history.clone()))
+            })
+            .collect();
+        tasks.push(tokio::spawn(keep_up(client, history.clone())));
+        let recorder = Self { history, tasks };
         wait_for(Duration::from_secs(30), "the recorder's first lists", async || {
             let ready = recorder.history.lock().unwrap().ready;
             if ready == KINDS.len() { Ok(()) } else { Err(format!("{ready} of {}", KINDS.len())) }
@@ -230,7 +240,30 @@ async fn record(kind: Kind, api: Api<DynamicObject>, history: Arc<Mutex<History>
     }
 }
 
+/// Notes how far the apiserver is. A watch that delivers thousands of versions on a busy machine is seconds late: when
+/// they were written is known better by this, since one count of versions serves all kinds.
+async fn keep_up(client: Client, history: Arc<Mutex<History>>) {
+    let api: Api<Namespace> = Api::all(client);
+    let one = ListParams::default().limit(1);
+    loop {
+        // Without an answer, as in the outages that tests make, the watch alone counts.
+        if let Ok(Ok(list)) = tokio::time::timeout(Duration::from_secs(5), api.list_metadata(&one)).await {
+            let reached = list.metadata.resource_version.and_then(|version| version.parse().ok());
+            history.lock().unwrap().reached.extend(reached.map(|version: u64| (version, Instant::now())));
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
 impl History {
+    /// When a version that is seen now was there for certain.
+    fn written(&self, version: &str) -> Instant {
+        let now = Instant::now();
+        let Ok(version) = version.parse::<u64>() else { return now };
+        let first = self.reached.partition_point(|(reached, _)| *reached < version);
+        self.reached.get(first).map_or(now, |(_, at)| *at)
+    }
+
     fn note(&mut self, kind: Kind, object: DynamicObject, deleted: bool, initial: bool) {
         let object = serde_json::to_value(object).expect("JSON");
         let text = |key: &str| object["metadata"][key].as_str().unwrap_or_default().to_owned();
@@ -239,9 +272,10 @@ impl History {
         if !deleted && self.versions.get(&key) == Some(&version) {
             return;
         }
+        let at = self.written(&version);
         self.versions.insert(key, version);
         let seen = Seen {
-            at: Instant::now(),
+            at,
             kind,
             namespace: text("namespace"),
             name: text("name"),
