@@ -2,6 +2,7 @@
 //!
 //! - [`observed`]: one observation, read and checked
 //! - [`projection`]: status + what is known → next status and its events, or nothing
+//! - [`job`]: what is known of an object that is to be written, and when it is tried again
 //! - [`queue`], [`limiter`], [`pace`]: what waits to be written, and how fast it may be
 //! - [`assess`]: what a report changes, and who has to see to it
 //! - [`intake`]: takes reports in and answers them, here or through the owner of the device
@@ -11,6 +12,7 @@
 pub mod assess;
 pub mod events;
 pub mod intake;
+pub mod job;
 pub mod limiter;
 pub mod metrics;
 pub mod observed;

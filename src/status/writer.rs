@@ -4,6 +4,7 @@
 //! the apiserver returns goes into the directory at once. A conflict means: read live, derive again.
 
 use super::events::Events;
+use super::job::{CONFLICTS, conflict_pause_ms};
 use super::limiter::Class;
 use super::metrics::{PatchResult, StatusMetrics};
 use super::pace::Pace;
@@ -34,8 +35,6 @@ use tokio_util::sync::CancellationToken;
 const WORKERS: usize = 16;
 /// A call that takes longer is given up.
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
-/// Conflicts in a row before a patch goes back to the queue.
-const CONFLICTS: u32 = 5;
 /// What may wait goes alone at most so often, milliseconds.
 const LAZY_MS: u64 = 60_000;
 /// After so long a patch whose answer was lost is not on its way any more, milliseconds.
@@ -350,7 +349,7 @@ impl Writer {
                 }
             }
         }
-        self.later(key, job, "too many conflicts")
+        self.contended(key, job)
     }
 
     async fn write_switch(&self, key: &Key, job: Job) -> Next {
@@ -387,7 +386,7 @@ impl Writer {
                 Answer::Failed(error) => return self.later(key, job, &error),
             }
         }
-        self.later(key, job, "too many conflicts")
+        self.contended(key, job)
     }
 
     /// A patch whose answer was lost may have been written after all: then its events are still owed. Written or not:
@@ -487,6 +486,18 @@ impl Writer {
             attempts = job.attempts,
             delay_ms = delay,
             "status not written yet"
+        );
+        Next::Later(job, self.now_ms() + delay)
+    }
+
+    /// Others write the object all the time: that is no failure, and it is tried again soon.
+    fn contended(&self, key: &Key, job: Job) -> Next {
+        let delay = conflict_pause_ms(|low, high| rand::rng().random_range(low..=high));
+        tracing::debug!(
+            namespace = &*key.namespace,
+            name = &*key.name,
+            delay_ms = delay,
+            "too many conflicts in a row"
         );
         Next::Later(job, self.now_ms() + delay)
     }

@@ -10,6 +10,7 @@ use praetor::desired::record::{Record, merge_patch};
 use praetor::ownership::rendezvous::device_hash;
 use praetor::presence::order::fingerprint;
 use praetor::presence::staleness::AgentState;
+use praetor::status::job::{CONFLICTS, conflict_pause_ms};
 use praetor::status::limiter::{Class, Limiter};
 use praetor::status::projection::{Change, Input, Reported, fence, project, project_switch};
 use praetor::status::queue::{Lane, Merge, Queue};
@@ -19,7 +20,6 @@ use std::sync::Arc;
 
 const WORKERS: usize = 16;
 const CALL_TIMEOUT_MS: u64 = 5_000;
-const CONFLICTS: u32 = 5;
 const LAZY_MS: u64 = 60_000;
 const DOUBT_MS: u64 = 120_000;
 const MAX_BACKOFF_MS: u64 = 10_000;
@@ -349,13 +349,15 @@ impl Process {
     }
 
     pub fn on_reread(&mut self, world: &mut World, number: u64, answer: Answer) {
+        let now = self.now_ms(world);
         let Some(mut flight) = self.writer.flights.remove(&number) else { return };
         match answer {
             Answer::Object(Some(object)) => {
                 self.index.adopt(flight.kind, *object);
                 flight.conflicts += 1;
                 if flight.conflicts >= CONFLICTS {
-                    return self.put_off(world, flight);
+                    let at = now + conflict_pause_ms(|low, high| self.rng.range(low, high));
+                    return self.end(world, flight, Next::Later(at));
                 }
                 self.writer.flights.insert(number, flight);
                 self.derive(world, number);
