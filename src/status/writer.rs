@@ -4,12 +4,12 @@
 //! the apiserver returns goes into the directory at once. A conflict means: read live, derive again.
 
 use super::events::Events;
-use super::job::{CONFLICTS, conflict_pause_ms};
+use super::job::{self, CONFLICTS, LAZY_MS, conflict_pause_ms};
 use super::limiter::Class;
 use super::metrics::{PatchResult, StatusMetrics};
 use super::pace::Pace;
-use super::projection::{Change, Input, Reported, fence, project, project_switch};
-use super::queue::{Full, Lane, Merge, Queue};
+use super::projection::project_switch;
+use super::queue::{Full, Lane, Queue};
 use crate::desired::directory::Directory;
 use crate::desired::index::Kind;
 use crate::desired::lean::{Key, Process, Text};
@@ -35,41 +35,9 @@ use tokio_util::sync::CancellationToken;
 const WORKERS: usize = 16;
 /// A call that takes longer is given up.
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
-/// What may wait goes alone at most so often, milliseconds.
-const LAZY_MS: u64 = 60_000;
-/// After so long a patch whose answer was lost is not on its way any more, milliseconds.
-const DOUBT_MS: u64 = 120_000;
-/// Longest pause between tries of one object, milliseconds.
-const MAX_BACKOFF_MS: u64 = 10_000;
 
-/// Something to look at: which object, and what is new about it. What its agent is doing is looked up when the
-/// patch is derived.
-#[derive(Debug, Default)]
-pub struct Job {
-    /// The newest observation, of a DeviceProcess.
-    pub reported: Option<Arc<Reported>>,
-    /// The newest version of the agent, of a NetworkSwitch.
-    pub agent_version: Option<Text>,
-    /// Whether nobody waits for it and it may go when there is nothing better to do.
-    pub lazy: bool,
-    /// Told when it is written, or there was nothing to write; dropped when it cannot be written.
-    pub waiting: Vec<oneshot::Sender<()>>,
-    /// Tries that failed.
-    attempts: u32,
-    doubt: Option<Doubt>,
-}
-
-/// A patch whose answer was lost: it may have been written, or be written yet, as long as the object has the version
-/// that it names.
-#[derive(Debug, Clone, Copy)]
-struct Doubt {
-    /// The transition counter before it.
-    transitions: u64,
-    /// The version that it names.
-    revision: u64,
-    /// When there was a doubt first, milliseconds.
-    since_ms: u64,
-}
+/// Something to look at. Who waits is dropped, untold, when it cannot be written.
+pub type Job = job::Job<oneshot::Sender<()>>;
 
 /// See the module.
 pub struct Writer {
@@ -106,48 +74,6 @@ enum Next {
     /// Written; the events of the transition are owed.
     Emit(Arc<Process>, Box<Record>),
     Later(Job, u64),
-}
-
-// === impl Job ===
-
-impl Job {
-    /// What a report said that the status does not say yet.
-    #[must_use]
-    pub fn wanted(reported: Option<Arc<Reported>>, agent_version: Option<Text>, lazy: bool) -> Self {
-        Self { reported, agent_version, lazy, ..Self::default() }
-    }
-
-    /// What to write instead of nothing, so that a patch that may still come does not undo what is acknowledged.
-    fn fence(&self, process: &Process) -> Option<Change> {
-        self.doubt?;
-        fence(&process.status, self.reported.as_ref()?.order.as_ref()?)
-    }
-
-    /// Answers everybody who waits.
-    fn tell(&mut self) {
-        for waiting in self.waiting.drain(..) {
-            // A receiver that has gone had its deadline.
-            let _ = waiting.send(());
-        }
-    }
-}
-
-impl Merge for Job {
-    fn absorb(&mut self, older: Self) {
-        // One that had to be looked up may have been overtaken on its way here.
-        if self.reported.is_none() || is_later(older.reported.as_deref(), self.reported.as_deref()) {
-            self.reported = older.reported;
-        }
-        self.agent_version = self.agent_version.take().or(older.agent_version);
-        self.lazy &= older.lazy;
-        self.waiting.extend(older.waiting);
-        self.attempts = self.attempts.max(older.attempts);
-        self.doubt = self.doubt.into_iter().chain(older.doubt).max_by_key(|doubt| doubt.revision);
-    }
-
-    fn lane(&self) -> Lane {
-        if self.lazy { Lane::Counters } else { Lane::Transitions }
-    }
 }
 
 // === impl Writer ===
@@ -292,22 +218,23 @@ impl Writer {
                 Some((process, counts))
             });
             let Some((process, counts)) = looked else { return finish(job) };
-            self.settle_doubt(&mut job, &process).await;
-            self.drop_superseded(&mut job, &process);
+            if job.settle_doubt(&process) {
+                self.events.emit(&process, &process.status).await;
+            }
+            if self.is_superseded(&job, &process) {
+                drop(job.supersede());
+            }
             let agent = self.roll.state(&process.device);
-            let input = Input { agent, counts, reported: job.reported.as_deref() };
-            let change = project(&process, input, clock::unix_seconds()).or_else(|| job.fence(&process));
+            let change = job.change(&process, agent, counts, clock::unix_seconds());
             let Some(change) = change else { return self.over(job) };
             if !change.reasons.is_empty() && self.events.ensure(&process).await {
                 // The next transition makes the status forget this one; meanwhile things may have changed.
                 continue;
             }
-            if !change.urgent && !self.closing.load(Ordering::Relaxed) {
-                let due = self.written.lock().get(key).map_or(0, |at| at + LAZY_MS);
-                if due > self.now_ms() {
-                    // For the ack it counts as nothing to write.
-                    job.tell();
-                    job.lazy = true;
+            if !self.closing.load(Ordering::Relaxed) {
+                let written = self.written.lock().get(key).copied();
+                if let Some(due) = job.defer(&change, written, self.now_ms()) {
+                    tell(&mut job);
                     return Next::Later(job, due);
                 }
             }
@@ -332,7 +259,7 @@ impl Writer {
                             "transition"
                         );
                     }
-                    job.tell();
+                    tell(&mut job);
                     if change.reasons.is_empty() {
                         return Next::Done;
                     }
@@ -342,9 +269,7 @@ impl Writer {
                 Answer::Over => return finish(job),
                 Answer::Refused => return Next::Done,
                 Answer::Failed(error) => {
-                    let since_ms = job.doubt.map_or_else(|| self.now_ms(), |doubt| doubt.since_ms);
-                    let (transitions, revision) = (process.status.transitions, process.revision);
-                    job.doubt = Some(Doubt { transitions, revision, since_ms });
+                    job.doubt(&process, self.now_ms());
                     return self.later(key, job, &error);
                 }
             }
@@ -389,39 +314,15 @@ impl Writer {
         self.contended(key, job)
     }
 
-    /// A patch whose answer was lost may have been written after all: then its events are still owed. Written or not:
-    /// once the object has another version it will not be written any more.
-    async fn settle_doubt(&self, job: &mut Job, process: &Process) {
-        let Some(doubt) = job.doubt else { return };
-        if process.status.transitions > doubt.transitions {
-            self.events.emit(process, &process.status).await;
-        }
-        job.doubt = job.doubt.filter(|doubt| doubt.revision == process.revision);
-    }
-
-    /// There is nothing to write. But a patch that may still come has to be seen to when it has come.
+    /// There is nothing to write, but perhaps something to be seen to.
     fn over(&self, mut job: Job) -> Next {
-        let now = self.now_ms();
-        if job.doubt.is_none_or(|doubt| now >= doubt.since_ms + DOUBT_MS) {
-            return finish(job);
-        }
-        job.tell();
-        (job.reported, job.agent_version, job.lazy) = (None, None, true);
-        Next::Later(job, now + MAX_BACKOFF_MS)
+        tell(&mut job);
+        job.look_again(self.now_ms()).map_or(Next::Done, |at| Next::Later(job, at))
     }
 
-    /// An observation that another replica has had a newer report after must not undo what came of that one; whoever
-    /// waits for it gets no acknowledgement and says it anew, if it is still so.
-    fn drop_superseded(&self, job: &mut Job, process: &Process) {
-        if self.is_superseded(job, process) {
-            job.reported = None;
-            job.waiting.clear();
-        }
-    }
-
+    /// Whether another replica has had a newer report than the one of a job.
     fn is_superseded(&self, job: &Job, process: &Process) -> bool {
-        let order = job.reported.as_ref().and_then(|reported| reported.order.as_ref());
-        order.is_some_and(|order| self.roll.is_superseded(&process.device, &order.boot_id, order.sequence))
+        job.order().is_some_and(|order| self.roll.is_superseded(&process.device, &order.boot_id, order.sequence))
     }
 
     async fn patch(&self, kind: Kind, key: &Key, class: Class, revision: u64, uid: &str, status: &Value) -> Answer {
@@ -476,14 +377,12 @@ impl Writer {
     }
 
     fn later(&self, key: &Key, mut job: Job, error: &str) -> Next {
-        job.attempts += 1;
-        let most = (100 << job.attempts.min(7)).min(MAX_BACKOFF_MS);
-        let delay = rand::rng().random_range(most / 2..=most);
+        let delay = job.back_off_ms(chance);
         tracing::debug!(
             namespace = &*key.namespace,
             name = &*key.name,
             error,
-            attempts = job.attempts,
+            attempts = job.attempts(),
             delay_ms = delay,
             "status not written yet"
         );
@@ -492,7 +391,7 @@ impl Writer {
 
     /// Others write the object all the time: that is no failure, and it is tried again soon.
     fn contended(&self, key: &Key, job: Job) -> Next {
-        let delay = conflict_pause_ms(|low, high| rand::rng().random_range(low..=high));
+        let delay = conflict_pause_ms(chance);
         tracing::debug!(
             namespace = &*key.namespace,
             name = &*key.name,
@@ -516,13 +415,20 @@ impl Writer {
     }
 }
 
-/// Whether one observation is of a later report of the same start of the agent than another.
-fn is_later(one: Option<&Reported>, other: Option<&Reported>) -> bool {
-    let orders = one.and_then(|one| one.order.as_ref()).zip(other.and_then(|other| other.order.as_ref()));
-    orders.is_some_and(|(one, other)| one.boot_id == other.boot_id && one.sequence > other.sequence)
+/// Answers everybody who waits.
+fn tell(job: &mut Job) {
+    for waiting in job.waiting.drain(..) {
+        // A receiver that has gone had its deadline.
+        let _ = waiting.send(());
+    }
 }
 
 fn finish(mut job: Job) -> Next {
-    job.tell();
+    tell(&mut job);
     Next::Done
+}
+
+/// A number between two, both included.
+fn chance(low: u64, high: u64) -> u64 {
+    rand::rng().random_range(low..=high)
 }

@@ -368,7 +368,8 @@ impl Process {
         let mut waits = 0;
         let mut submitted = Vec::new();
         for ((kind, key), wanted) in jobs {
-            let mut job = Job { reported: wanted.reported, agent_version: wanted.agent_version, ..Job::default() };
+            // Production's lazy ones wait among the counters.
+            let mut job = Job::wanted(wanted.reported, wanted.agent_version, false);
             if wanted.urgent {
                 job.waiting.push(number);
                 waits += 1;

@@ -10,67 +10,30 @@ use praetor::desired::record::{Record, merge_patch};
 use praetor::ownership::rendezvous::device_hash;
 use praetor::presence::order::fingerprint;
 use praetor::presence::staleness::AgentState;
-use praetor::status::job::{CONFLICTS, conflict_pause_ms};
+use praetor::status::job::{self, CONFLICTS, conflict_pause_ms};
 use praetor::status::limiter::{Class, Limiter};
-use praetor::status::projection::{Change, Input, Reported, fence, project, project_switch};
-use praetor::status::queue::{Lane, Merge, Queue};
+use praetor::status::projection::project_switch;
+use praetor::status::queue::{Lane, Queue};
 use serde_json::Value;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 const WORKERS: usize = 16;
 const CALL_TIMEOUT_MS: u64 = 5_000;
-const LAZY_MS: u64 = 60_000;
-const DOUBT_MS: u64 = 120_000;
-const MAX_BACKOFF_MS: u64 = 10_000;
 const CAPACITY: usize = 10_000;
 /// Status writes a second.
 const RATE: u32 = 20;
 
 /// As production's job; who waits is named by the number of the case.
-#[derive(Debug, Default)]
-pub struct Job {
-    pub reported: Option<Arc<Reported>>,
-    pub agent_version: Option<Text>,
-    pub lazy: bool,
-    pub waiting: Vec<u64>,
-    pub attempts: u32,
-    pub doubt: Option<Doubt>,
-    /// Waits of jobs that were given up.
-    pub dropped: Vec<u64>,
-}
-
-/// A patch whose answer was lost, as in production.
-#[derive(Debug, Clone, Copy)]
-pub struct Doubt {
-    transitions: u64,
-    revision: u64,
-    since_ms: u64,
-}
-
-impl Merge for Job {
-    fn absorb(&mut self, older: Self) {
-        if self.reported.is_none() || is_later(older.reported.as_deref(), self.reported.as_deref()) {
-            self.reported = older.reported;
-        }
-        self.agent_version = self.agent_version.take().or(older.agent_version);
-        self.lazy &= older.lazy;
-        self.waiting.extend(older.waiting);
-        self.dropped.extend(older.dropped);
-        self.attempts = self.attempts.max(older.attempts);
-        self.doubt = self.doubt.into_iter().chain(older.doubt).max_by_key(|doubt| doubt.revision);
-    }
-
-    fn lane(&self) -> Lane {
-        if self.lazy { Lane::Counters } else { Lane::Transitions }
-    }
-}
+pub type Job = job::Job<u64>;
 
 /// A job that is being worked on.
 struct Flight {
     kind: Kind,
     key: Key,
     job: Job,
+    /// Who waited for what was overtaken.
+    dropped: Vec<u64>,
     conflicts: u32,
     class: Class,
     /// What is about to be sent or has been sent.
@@ -133,18 +96,6 @@ impl Writer {
     }
 }
 
-impl Job {
-    fn fence(&self, process: &Lean) -> Option<Change> {
-        self.doubt?;
-        fence(&process.status, self.reported.as_ref()?.order.as_ref()?)
-    }
-}
-
-fn is_later(one: Option<&Reported>, other: Option<&Reported>) -> bool {
-    let orders = one.and_then(|one| one.order.as_ref()).zip(other.and_then(|other| other.order.as_ref()));
-    orders.is_some_and(|(one, other)| one.boot_id == other.boot_id && one.sequence > other.sequence)
-}
-
 impl Process {
     pub fn submit(&mut self, world: &mut World, kind: Kind, key: Key, job: Job) {
         let device = match kind {
@@ -184,6 +135,7 @@ impl Process {
                 kind,
                 key,
                 job,
+                dropped: Vec::new(),
                 conflicts: 0,
                 class: Class::Transitions,
                 patch: None,
@@ -228,23 +180,15 @@ impl Process {
             return self.finish(world, flight);
         };
         let counts = self.index.device(&process.device).is_some_and(|device| device.counts(&key.namespace, false));
-        if let Some(doubt) = flight.job.doubt {
-            if process.status.transitions > doubt.transitions {
-                // It was written after all: then its events are still owed.
-                self.emit(world, &process, &process.status, After::Nothing);
-            }
-            // Written or not: with another version it never will be any more.
-            flight.job.doubt = flight.job.doubt.filter(|doubt| doubt.revision == process.revision);
+        if flight.job.settle_doubt(&process) {
+            self.emit(world, &process, &process.status, After::Nothing);
         }
         if self.is_superseded(&flight.job, &process.device) {
-            flight.job.reported = None;
-            let waiting = std::mem::take(&mut flight.job.waiting);
-            flight.job.dropped.extend(waiting);
+            flight.dropped.extend(flight.job.supersede());
         }
         let agent = self.state(world, &process.device);
         flight.agent = agent;
-        let input = Input { agent, counts, reported: flight.job.reported.as_deref() };
-        let change = project(&process, input, self.wall(world)).or_else(|| flight.job.fence(&process));
+        let change = flight.job.change(&process, agent, counts, self.wall(world));
         let Some(change) = change else { return self.over(world, flight) };
         if !change.reasons.is_empty() && self.owes(world, &process) {
             // Its events must not be forgotten with the next ones.
@@ -252,11 +196,10 @@ impl Process {
             return self.emit(world, &process, &process.status, After::Derive(number));
         }
         let now = self.now_ms(world);
-        if !change.urgent && !self.writer.hurried {
-            let due = self.writer.written.get(&key).map_or(0, |at| at + LAZY_MS);
-            if due > now {
+        if !self.writer.hurried {
+            let written = self.writer.written.get(&key).copied();
+            if let Some(due) = flight.job.defer(&change, written, now) {
                 self.tell_written(world, &mut flight.job);
-                flight.job.lazy = true;
                 return self.end(world, flight, Next::Later(due));
             }
         }
@@ -268,8 +211,7 @@ impl Process {
     }
 
     fn is_superseded(&self, job: &Job, device: &str) -> bool {
-        let order = job.reported.as_ref().and_then(|reported| reported.order.as_ref());
-        order.is_some_and(|order| {
+        job.order().is_some_and(|order| {
             self.presence.table.is_superseded(device_hash(device), fingerprint(&order.boot_id), order.sequence)
         })
     }
@@ -370,29 +312,17 @@ impl Process {
     fn failed(&mut self, world: &mut World, mut flight: Flight) {
         let now = self.now_ms(world);
         if let Some((process, ..)) = &flight.base {
-            let (transitions, revision) = (process.status.transitions, process.revision);
-            let since_ms = flight.job.doubt.map_or(now, |doubt| doubt.since_ms);
-            flight.job.doubt = Some(Doubt { transitions, revision, since_ms });
+            flight.job.doubt(process, now);
         }
-        self.put_off(world, flight);
-    }
-
-    fn put_off(&mut self, world: &mut World, mut flight: Flight) {
-        flight.job.attempts += 1;
-        let most = (100 << flight.job.attempts.min(7)).min(MAX_BACKOFF_MS);
-        let at = self.now_ms(world) + self.rng.range(most / 2, most);
+        let at = now + flight.job.back_off_ms(|low, high| self.rng.range(low, high));
         self.end(world, flight, Next::Later(at));
     }
 
-    /// There is nothing to write; but a patch that may still come has to be seen to.
+    /// There is nothing to write, but perhaps something to be seen to.
     fn over(&mut self, world: &mut World, mut flight: Flight) {
-        let now = self.now_ms(world);
-        if flight.job.doubt.is_none_or(|doubt| now >= doubt.since_ms + DOUBT_MS) {
-            return self.finish(world, flight);
-        }
         self.tell_written(world, &mut flight.job);
-        (flight.job.reported, flight.job.agent_version, flight.job.lazy) = (None, None, true);
-        self.end(world, flight, Next::Later(now + MAX_BACKOFF_MS));
+        let next = flight.job.look_again(self.now_ms(world)).map_or(Next::Done, Next::Later);
+        self.end(world, flight, next);
     }
 
     /// There was nothing to write.
@@ -408,7 +338,7 @@ impl Process {
     }
 
     fn end(&mut self, world: &mut World, mut flight: Flight, next: Next) {
-        for case in std::mem::take(&mut flight.job.dropped) {
+        for case in std::mem::take(&mut flight.dropped) {
             self.unwritten(world, case);
         }
         let now = self.now_ms(world);
@@ -417,7 +347,7 @@ impl Process {
             Next::Later(at) if !self.writer.hurried => self.writer.queue.retry(&slot, flight.job, now, at),
             Next::Later(_) => {
                 let newer = self.writer.queue.give_up(&slot).unwrap_or_default();
-                let waiting = [flight.job, newer].into_iter().flat_map(|job| [job.waiting, job.dropped]).flatten();
+                let waiting = [flight.job, newer].into_iter().flat_map(|job| job.waiting);
                 waiting.for_each(|case| self.unwritten(world, case));
             }
             Next::Emit(process, record) => {
