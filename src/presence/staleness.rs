@@ -41,6 +41,8 @@ const BLIND_MS: u64 = 10_000;
 /// A Lease is renewed every 3 s, or tried to within another 2 s, and expires 15 s after it was: whoever is gone with it
 /// died so much before. Less with short windows, of which it must not take too much.
 const DEAD_BEFORE_MS: u64 = 10_000;
+/// A replica that was heard so lately could have reached this one.
+const IN_TOUCH_MS: u64 = 3_000;
 /// Whoever is not in the view and was not heard for so long is forgotten.
 const FORGET_MS: u64 = 60_000;
 
@@ -162,6 +164,17 @@ impl Held {
             Self::Lease => "lease",
             Self::Apiserver => "apiserver",
         }
+    }
+}
+
+// === impl Hearing ===
+
+impl Hearing {
+    /// Whether every one of so many other replicas in the view, and of those that the observer knows, was heard just
+    /// now.
+    #[must_use]
+    pub fn is_in_touch(self, peers: usize) -> bool {
+        self.heard >= self.peers.max(peers) && self.oldest_ms <= IN_TOUCH_MS
     }
 }
 

@@ -76,6 +76,15 @@ fn with_others_silence_is_measured_to_the_oldest_horizon() {
 }
 
 #[test]
+fn whoever_heard_all_others_within_three_seconds_is_in_touch() {
+    let hearing = Hearing { peers: 2, heard: 2, oldest_ms: 3_000 };
+    assert!(hearing.is_in_touch(2) && hearing.is_in_touch(1));
+    assert!(!hearing.is_in_touch(3), "one that the view has and the observer does not know yet");
+    assert!(!Hearing { heard: 1, ..hearing }.is_in_touch(1));
+    assert!(!Hearing { oldest_ms: 3_001, ..hearing }.is_in_touch(2));
+}
+
+#[test]
 fn life_is_judged_by_the_earliest_moment_and_death_by_the_latest() {
     let observer = ticking(&[A], 100_000);
     assert_eq!(judge(&observer, told(55_001, 56_000), 100_000), Ok(AgentState::Alive));

@@ -5,8 +5,9 @@ use super::projection::{Input, Reported, project, project_switch};
 use crate::desired::index::{Index, Kind};
 use crate::desired::lean::{Key, Text};
 use crate::desired::record::{ConditionType, LastReport};
+use crate::presence::order::{Order, fingerprint};
 use crate::presence::said::Footing;
-use crate::presence::staleness::AgentState;
+use crate::presence::staleness::{AgentState, Hearing};
 use crate::wire::report::Rejection;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -106,6 +107,31 @@ pub enum Course {
     /// As [`Course::Apply`], but what agrees with the index is first read live, since the index may be old. Without a
     /// live read it is not acknowledged.
     Verify,
+}
+
+// === impl Place ===
+
+impl Place {
+    /// What an owner is when it is asked how well it knows the others: in touch where all of them were heard just now;
+    /// where nothing is known of any report, also where nobody else shows, if the apiserver that says so answers.
+    /// `peers` are the other replicas in the view. `hearing` and `apiserver` are asked only where it matters.
+    #[must_use]
+    pub fn in_touch(
+        self,
+        footing: Footing,
+        peers: usize,
+        hearing: impl FnOnce() -> Hearing,
+        apiserver: impl FnOnce() -> bool,
+    ) -> Self {
+        let in_touch = self == Self::Owner
+            && match footing {
+                Footing::Elsewhere { same_words: true } => peers > 0 && hearing().is_in_touch(peers),
+                Footing::Unknown if peers == 0 => apiserver(),
+                Footing::Unknown => hearing().is_in_touch(peers),
+                _ => false,
+            };
+        if in_touch { Self::InTouch } else { self }
+    }
 }
 
 // === impl Incoming ===
@@ -238,6 +264,15 @@ impl Assessment {
             false => Course::Apply,
         }
     }
+}
+
+/// The order of reports that the statuses of a device's processes remember: the latest one's.
+#[must_use]
+pub fn remembered(index: &Index, device: &str) -> Option<Order> {
+    let processes = index.device(device)?.processes.iter();
+    let latest =
+        processes.filter(|process| process.status.last_report.is_some()).max_by_key(|process| process.revision)?;
+    latest.status.last_report.as_ref().map(|last| Order::seeded(fingerprint(&last.boot_id), last.sequence))
 }
 
 /// Everything of a device whose status does not say yet that it reports.

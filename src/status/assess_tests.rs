@@ -145,6 +145,44 @@ fn what_waits_to_be_written_is_never_agreed() {
 }
 
 #[test]
+fn an_owner_is_in_touch_when_it_hears_everybody_and_somebody_is_there() {
+    let (words, other) = (Footing::Elsewhere { same_words: true }, Footing::Elsewhere { same_words: false });
+    let heard = |heard| Hearing { peers: 2, heard, oldest_ms: 1_000 };
+    let place = |footing, peers, hearing, apiserver| Place::Owner.in_touch(footing, peers, || hearing, || apiserver);
+    for footing in [words, Footing::Unknown] {
+        assert_eq!(place(footing, 2, heard(2), false), Place::InTouch);
+        assert_eq!(place(footing, 2, heard(1), true), Place::Owner);
+    }
+    // Nobody shows: the apiserver's word is enough where nothing is known of any report.
+    let nobody = Hearing::default();
+    assert_eq!(place(Footing::Unknown, 0, nobody, true), Place::InTouch);
+    assert_eq!(place(Footing::Unknown, 0, nobody, false), Place::Owner);
+    assert_eq!(place(words, 0, nobody, true), Place::Owner);
+    for footing in [other, Footing::Same, Footing::Here] {
+        assert_eq!(place(footing, 2, heard(2), true), Place::Owner);
+    }
+    // Where it makes no difference nobody is asked.
+    for elsewhere in [Place::Alone, Place::Fallback, Place::Other] {
+        assert_eq!(elsewhere.in_touch(words, 2, || panic!("asked"), || panic!("asked")), elsewhere);
+    }
+}
+
+#[test]
+fn the_latest_status_remembers_the_order_of_reports() {
+    let mut index = index();
+    assert_eq!(remembered(&index, "d"), None);
+    assert_eq!(remembered(&index, "nobody"), None);
+    for (name, revision, boot_id, sequence) in [("p", "20", "new", 3), ("r", "19", "old", 9)] {
+        let metadata =
+            json!({"namespace": "n", "name": name, "uid": name, "generation": 1, "resourceVersion": revision});
+        let spec = json!({"deviceRef": {"kind": "NetworkSwitch", "name": "d"}});
+        let status = json!({"lastReport": {"bootId": boot_id, "sequence": sequence}});
+        index.apply(Kind::Process, raw(&json!({"metadata": metadata, "spec": spec, "status": status})));
+    }
+    assert_eq!(remembered(&index, "d"), Some(Order::seeded(fingerprint("new"), 3)));
+}
+
+#[test]
 fn an_old_report_is_a_bare_sign_of_life_wherever_it_goes() {
     let mut incoming = Incoming {
         agent_version: Some("2".into()),

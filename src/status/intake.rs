@@ -9,7 +9,7 @@
 //! from undoing each other's work, and whoever comes second finds nothing left to write. So an answer that was lost on
 //! the way costs at most a conflict.
 
-use super::assess::{Assessment, Course, Jobs, Place};
+use super::assess::{Assessment, Course, Jobs, Place, remembered};
 pub use super::assess::{Incoming, Outcome};
 use super::limiter::TokenBucket;
 use super::metrics::StatusMetrics;
@@ -21,7 +21,7 @@ use crate::desired::lean::{Key, Text};
 use crate::ownership::members::{Member, Owner, View};
 use crate::ownership::rendezvous::device_hash;
 use crate::ownership::shared::Ownership;
-use crate::presence::order::{Freshness, Order, fingerprint};
+use crate::presence::order::Freshness;
 use crate::presence::roll::Roll;
 use crate::presence::said::Footing;
 use crate::runtime::clock;
@@ -45,8 +45,6 @@ const FORWARDED_DEADLINE: Duration = Duration::from_millis(2_000);
 const FORWARD_DEADLINE: Duration = Duration::from_millis(2_500);
 /// A live read that is to confirm the cache must not use up the time of the answer.
 const VERIFY_DEADLINE: Duration = Duration::from_millis(1_500);
-/// A replica that was heard so lately could have reached this one, milliseconds.
-const IN_TOUCH_MS: u64 = 3_000;
 /// An object that a live read did not find is not looked for again for this time.
 const MISS_TTL: Duration = Duration::from_secs(2);
 /// Misses that are remembered.
@@ -252,16 +250,17 @@ impl Intake {
         self.roll.heard(device);
         let said = incoming.fingerprint.unwrap_or(0);
         let (boot_id, sequence) = (incoming.boot_id.as_deref(), incoming.sequence);
-        let (freshness, footing) = self.roll.order(device, boot_id, sequence, said, || self.seed(device));
+        let seed = || self.directory.read(|index| remembered(index, device));
+        let (freshness, footing) = self.roll.order(device, boot_id, sequence, said, seed);
         let footing = if freshness == Freshness::Old {
             incoming.outdate();
             Footing::Unknown
         } else {
             footing
         };
-        if place == Place::Owner && self.is_in_touch(view, footing) {
-            place = Place::InTouch;
-        }
+        let apiserver = || self.ownership.standing().apiserver;
+        place = place.in_touch(footing, view.peers().count(), || self.roll.hearing(), apiserver);
+        let bare = incoming.is_bare();
         let mut case = Case {
             device,
             reported: incoming.reported(),
@@ -272,7 +271,6 @@ impl Intake {
             gone: HashSet::new(),
             deadline,
         };
-        let bare = case.agent_version.is_none() && case.reported.is_empty();
         let mut assessment = self.assess(&case);
         let mut course = assessment.course(footing, bare, place);
         if course == Course::Forward {
@@ -292,22 +290,6 @@ impl Intake {
         }
         let unread = self.look_up(&mut case, &mut assessment).await;
         self.apply(&case, assessment, unread, place != Place::Other).await
-    }
-
-    /// Whether there are other replicas, and all of them were heard just now; where nothing is known of any report,
-    /// also when the apiserver says that there are none. Asked only where it matters.
-    fn is_in_touch(&self, view: &View, footing: Footing) -> bool {
-        let peers = view.peers().count();
-        let heard = || {
-            let hearing = self.roll.hearing();
-            hearing.heard >= hearing.peers.max(peers) && hearing.oldest_ms <= IN_TOUCH_MS
-        };
-        match footing {
-            Footing::Elsewhere { same_words: true } => peers > 0 && heard(),
-            Footing::Unknown if peers == 0 => self.ownership.standing().apiserver,
-            Footing::Unknown => heard(),
-            _ => false,
-        }
     }
 
     fn assess(&self, case: &Case) -> Assessment {
@@ -346,9 +328,8 @@ impl Intake {
 
     /// Writes what differs and waits for what the acknowledgement waits for.
     async fn apply(&self, case: &Case<'_>, assessment: Assessment, unread: bool, take: bool) -> Outcome {
+        let all_rejected = assessment.is_all_not_yours(case.reported.len());
         let Assessment { jobs, rejected, .. } = assessment;
-        let count = case.reported.len();
-        let all_rejected = count > 0 && rejected.len() == count;
         let settled = jobs.is_empty() && rejected.is_empty() && case.gone.is_empty() && !unread;
         if all_rejected && jobs.is_empty() {
             return Outcome::AllNotYours;
@@ -475,17 +456,6 @@ impl Intake {
             count("ok");
         }
         true
-    }
-
-    /// The order of reports that the statuses remember: the latest one's.
-    fn seed(&self, device: &str) -> Option<Order> {
-        self.directory.read(|index| {
-            let processes = index.device(device)?.processes.iter();
-            let latest = processes
-                .filter(|process| process.status.last_report.is_some())
-                .max_by_key(|process| process.revision)?;
-            latest.status.last_report.as_ref().map(|last| Order::seeded(fingerprint(&last.boot_id), last.sequence))
-        })
     }
 
     fn later(&self) -> Outcome {

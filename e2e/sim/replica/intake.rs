@@ -12,9 +12,9 @@ use praetor::desired::lean::{Key, Text};
 use praetor::ownership::members::{Owner, View};
 use praetor::ownership::rendezvous::device_hash;
 use praetor::peers::envelope::Refusal;
-use praetor::presence::order::{Freshness, Order, fingerprint};
+use praetor::presence::order::{Freshness, fingerprint};
 use praetor::presence::said::Footing;
-use praetor::status::assess::{Assessment, Course, Outcome, Place};
+use praetor::status::assess::{Assessment, Course, Outcome, Place, remembered};
 use praetor::status::limiter::TokenBucket;
 use praetor::status::projection::Reported;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -154,7 +154,7 @@ impl Process {
         let (device, mut incoming) = (device_name(body.device), body.incoming());
         let (hash, now, said) = (device_hash(&device), self.now_ms(world), incoming.fingerprint.unwrap_or(0));
         self.presence.table.heard(hash, now);
-        let seed = if self.presence.table.is_seeded(hash) { None } else { self.seed(&device) };
+        let seed = if self.presence.table.is_seeded(hash) { None } else { remembered(&self.index, &device) };
         let (boot, sequence) = if world.guards.on(Guard::SequenceOrder) {
             (fingerprint(&body.boot), Some(body.sequence))
         } else {
@@ -168,35 +168,26 @@ impl Process {
         } else {
             footing
         };
-        let peers = view.peers().count();
-        let in_touch = match footing {
-            Footing::Elsewhere { same_words: true } => peers > 0 && self.presence.is_in_touch(peers, now),
-            Footing::Unknown if peers == 0 => !self.doubt(self.boot_ms(world)).apiserver,
-            Footing::Unknown => self.presence.is_in_touch(peers, now),
-            _ => false,
-        };
-        if place == Place::Owner && in_touch {
-            place = Place::InTouch;
-        }
+        let apiserver = || !self.doubt(self.boot_ms(world)).apiserver;
+        place = place.in_touch(footing, view.peers().count(), || self.presence.hearing(now), apiserver);
         let mut case = Case {
             version: self.index.device(&device).map(|device| device.version),
             device,
             body: body.clone(),
             from,
             received: world.now,
+            bare: incoming.is_bare(),
             reported: incoming.reported(),
             order: incoming.boot_id.clone().zip(incoming.sequence),
             said: incoming.fingerprint,
             agent_version: incoming.agent_version,
             gone: HashSet::new(),
             footing,
-            bare: false,
             take: place != Place::Other,
             assessment: Assessment::default(),
             compared: Vec::new(),
             stage: Stage::Forwarding,
         };
-        case.bare = case.agent_version.is_none() && case.reported.is_empty();
         self.assess(world, &mut case);
         let course = case.assessment.course(footing, case.bare, place);
         world.say(|| {
@@ -353,8 +344,7 @@ impl Process {
 
     fn apply(&mut self, world: &mut World, number: u64, mut case: Case, unread: bool) {
         let jobs = std::mem::take(&mut case.assessment.jobs);
-        let count = case.reported.len();
-        let all_rejected = case.assessment.is_all_not_yours(count);
+        let all_rejected = case.assessment.is_all_not_yours(case.reported.len());
         let settled = jobs.is_empty() && case.assessment.rejected.is_empty() && case.gone.is_empty() && !unread;
         if all_rejected && jobs.is_empty() {
             return self.tell(world, &case.body, case.from, Outcome::AllNotYours);
@@ -486,15 +476,6 @@ impl Process {
             let version = case.version.filter(|_| settled);
             self.presence.table.acknowledged(hash, fingerprint(boot), *sequence, said, version, now);
         }
-    }
-
-    /// The order of reports that the statuses remember.
-    fn seed(&self, device: &str) -> Option<Order> {
-        let processes = self.index.device(device)?.processes.iter();
-        let latest =
-            processes.filter(|process| process.status.last_report.is_some()).max_by_key(|process| process.revision)?;
-        let last = latest.status.last_report.as_ref()?;
-        Some(Order::seeded(fingerprint(&last.boot_id), last.sequence))
     }
 }
 

@@ -3,12 +3,11 @@
 use super::super::guards::{Guard, Guards};
 use praetor::ownership::rendezvous::device_hash;
 use praetor::presence::order::fingerprint;
-use praetor::presence::staleness::{AgentState, Doubt, Held, Observer, Outlook};
+use praetor::presence::staleness::{AgentState, Doubt, Hearing, Held, Observer, Outlook};
 use praetor::presence::table::{Heard, Table, Taken};
 
 /// Where the clock starts, as in production.
 const EPOCH_MS: u64 = 1 << 33;
-const IN_TOUCH_MS: u64 = 3_000;
 /// How often clocks are looked at, milliseconds.
 pub const EVERY_MS: u64 = 1_000;
 
@@ -100,10 +99,8 @@ impl Presence {
         self.observer.told(now_ms);
     }
 
-    /// Whether all other replicas were heard just now.
-    pub fn is_in_touch(&self, peers: usize, now_ms: u64) -> bool {
-        let hearing = self.observer.hearing(now_ms);
-        hearing.heard >= hearing.peers.max(peers) && hearing.oldest_ms <= IN_TOUCH_MS
+    pub fn hearing(&self, now_ms: u64) -> Hearing {
+        self.observer.hearing(now_ms)
     }
 
     pub fn took(&mut self, device: &str, boot: &str, sequence: u64) {
