@@ -54,7 +54,7 @@ pub struct Directory {
     /// Devices with parked polls. A poll registers before it looks, so no wake-up is lost.
     parked: DashMap<Text, Polls>,
     bodies: Cache<Text, (ETag, Bytes)>,
-    /// How far the watches of NetworkSwitches and DeviceProcesses have come.
+    /// How far the watches have come.
     progress: watch::Sender<Progress>,
     dirty: mpsc::UnboundedSender<Key>,
 }
@@ -166,6 +166,13 @@ impl Directory {
         let _ = progress.wait_for(|progress| self.includes(*progress, device, revision)).await;
     }
 
+    /// Returns when the first complete lists of these kinds are in; see [`Index::synced`].
+    pub async fn listed(&self, kinds: &[Kind]) {
+        let mut progress = self.progress.subscribe();
+        // As above.
+        let _ = progress.wait_for(|progress| kinds.iter().all(|kind| progress.listed[*kind as usize])).await;
+    }
+
     /// Takes in what a watch showed.
     pub fn apply(&self, kind: Kind, raw: Raw) {
         if self.knows(kind, &raw) {
@@ -229,7 +236,7 @@ impl Directory {
             let mut index = self.index.write();
             let changes = change(&mut index);
             let (processes, switches) = (index.progress(Kind::Process), index.progress(Kind::Switch));
-            (changes, Progress { processes, switches })
+            (changes, Progress { processes, switches, listed: Kind::ALL.map(|kind| index.synced(kind)) })
         };
         for device in &changes.devices {
             if let Some(polls) = self.parked.get(device) {
@@ -244,11 +251,12 @@ impl Directory {
     }
 }
 
-/// resourceVersions up to which watches have shown everything.
+/// resourceVersions up to which watches have shown everything, and of which kinds there was a complete list.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Progress {
     processes: u64,
     switches: u64,
+    listed: [bool; Kind::ALL.len()],
 }
 
 impl Progress {
@@ -257,6 +265,9 @@ impl Progress {
         let before = *self;
         self.processes = other.processes.max(self.processes);
         self.switches = other.switches.max(self.switches);
+        for kind in Kind::ALL.map(|kind| kind as usize) {
+            self.listed[kind] |= other.listed[kind];
+        }
         *self != before
     }
 }

@@ -53,6 +53,25 @@ fn nothing_is_answered_before_both_lists_are_in() {
     assert!(directory.body("e").is_none());
 }
 
+#[tokio::test]
+async fn the_first_complete_lists_are_waited_for() {
+    let (directory, _dirty) = Directory::new(SETTINGS);
+    let (mut served, mut all) = (pin!(directory.listed(&Kind::SERVED)), pin!(directory.listed(&Kind::ALL)));
+    assert!(poll!(&mut served).is_pending() && poll!(&mut all).is_pending());
+    // A page is no list, and a watch's progress none either. An empty cluster's list has no number to go by.
+    directory.apply_all(Kind::Process, vec![process("a", "p", "d", 3, 1)], 5);
+    directory.advance(Kind::Switch, 5);
+    directory.finish_list(Kind::Process, &HashSet::new(), 5);
+    assert!(poll!(&mut served).is_pending());
+    directory.finish_list(Kind::Switch, &HashSet::new(), 0);
+    soon(served).await;
+    assert!(poll!(&mut all).is_pending());
+    directory.finish_list(Kind::Deployment, &HashSet::new(), 0);
+    soon(all).await;
+    // Whoever comes later does not wait.
+    assert!(poll!(pin!(directory.listed(&Kind::ALL))).is_ready());
+}
+
 #[test]
 fn a_body_holds_the_sorted_items_with_their_whole_specs() {
     let (directory, _dirty) = synced();

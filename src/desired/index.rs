@@ -87,6 +87,8 @@ pub struct Index {
 impl Kind {
     /// Every kind.
     pub const ALL: [Self; 3] = [Self::Switch, Self::Process, Self::Deployment];
+    /// Those without which no device can be answered.
+    pub const SERVED: [Self; 2] = [Self::Switch, Self::Process];
 
     /// The kind as Kubernetes spells it.
     #[must_use]
@@ -176,7 +178,7 @@ impl Index {
     /// Whether devices can be answered: NetworkSwitches and DeviceProcesses have synced.
     #[must_use]
     pub fn serves_devices(&self) -> bool {
-        self.synced(Kind::Switch) && self.synced(Kind::Process)
+        Kind::SERVED.into_iter().all(|kind| self.synced(kind))
     }
 
     /// The resourceVersion up to which the watch of a kind has shown everything.

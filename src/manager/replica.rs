@@ -43,8 +43,6 @@ const STOP_SERVING: Duration = Duration::from_secs(5);
 const FLUSH: Duration = Duration::from_secs(4);
 /// How long the Leases are waited for at the end.
 const LEAVE: Duration = Duration::from_secs(10);
-/// How often is looked whether the first lists are in.
-const SYNC_POLL: Duration = Duration::from_millis(20);
 
 /// What a replica hears on.
 struct Ports {
@@ -320,15 +318,11 @@ impl Replica {
         }
         let (directory, roll, synced) = (self.directory.clone(), self.roll.clone(), synced.clone());
         tokio::spawn(async move {
-            while !directory.read(Index::serves_devices) {
-                sleep(SYNC_POLL).await;
-            }
+            directory.listed(&Kind::SERVED).await;
             // Before this moment every device got a 503 and could not be heard.
             roll.open();
             tracing::info!(devices = directory.read(Index::device_count), "the first lists are in: serving devices");
-            while !directory.read(|index| index.synced(Kind::Deployment)) {
-                sleep(SYNC_POLL).await;
-            }
+            directory.listed(&Kind::ALL).await;
             synced.cancel();
         });
     }

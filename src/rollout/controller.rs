@@ -14,7 +14,7 @@ use super::tally::{Obstacle, written};
 use super::terms::idle;
 use crate::api::condition::{find, reasons, types};
 use crate::desired::directory::Directory;
-use crate::desired::index::{Index, Kind};
+use crate::desired::index::Index;
 use crate::desired::lean::{Deployment, Key, Process, Text};
 use crate::desired::record::merge_patch;
 use crate::desired::watch::relist_now;
@@ -40,8 +40,6 @@ const GOING: Duration = Duration::from_secs(30);
 /// Delays after failures.
 const FIRST_DELAY: Duration = Duration::from_millis(500);
 const LONGEST_DELAY: Duration = Duration::from_secs(60);
-/// How often is looked whether the first lists are in.
-const SYNC_POLL: Duration = Duration::from_millis(20);
 
 /// What is remembered of a deployment from pass to pass. Nothing is lost with it but time.
 #[derive(Default)]
@@ -94,8 +92,8 @@ struct Finished {
 }
 
 /// Keeps every deployment's children right until the token is cancelled or the lead is lost; returns when what had
-/// begun is finished. Plans nothing before the watches have listed everything, and never from what a watch that is
-/// behind has left in the index: the term begins with lists of its own. The receiver is borrowed for the next term.
+/// begun is finished. Never plans from what a watch that is behind has left in the index: the term begins with lists of
+/// its own. The receiver is borrowed for the next term.
 pub async fn run(
     leader: Leader,
     directory: Arc<Directory>,
@@ -166,9 +164,6 @@ pub async fn run(
 
 /// Says whether the term can begin; it cannot when the lead is lost before.
 async fn begin(leader: &Leader, directory: &Directory) -> bool {
-    while leader.leads() && !directory.read(|index| Kind::ALL.into_iter().all(|kind| index.synced(kind))) {
-        tokio::time::sleep(SYNC_POLL).await;
-    }
     let mut delays = retry::delays(FIRST_DELAY, LONGEST_DELAY);
     while leader.leads() {
         match relist_now(leader.client(), directory).await {

@@ -10,7 +10,7 @@ use super::metrics::StatusMetrics;
 use super::pace::Pace;
 use crate::api::{API_VERSION, GROUP};
 use crate::desired::directory::Directory;
-use crate::desired::index::{Index, Kind};
+use crate::desired::index::Kind;
 use crate::desired::lean::Process;
 use crate::desired::record::{ConditionType, Reason, Record};
 use crate::ownership::members::View;
@@ -50,8 +50,6 @@ const SEEN_TO: u64 = 32_768;
 const CONCURRENCY: usize = 16;
 /// Events that are looked for at once after a start.
 const REPAIR_CONCURRENCY: usize = 8;
-/// How often is looked whether the first lists are in.
-const WHILE_LISTING: Duration = Duration::from_millis(50);
 /// Longest `note` that the apiserver takes, bytes.
 const MAX_NOTE_BYTES: usize = 1_024;
 
@@ -131,9 +129,7 @@ impl Events {
     ) {
         let mut changed = ownership.changed();
         let work = async {
-            while !directory.read(Index::serves_devices) {
-                tokio::time::sleep(WHILE_LISTING).await;
-            }
+            directory.listed(&Kind::SERVED).await;
             let mut seen = Arc::new(View::new(0, Vec::new(), ownership.identity()));
             loop {
                 let view = changed.borrow_and_update().clone();
