@@ -112,29 +112,11 @@ impl Apiserver {
             }
         });
         if method == http::Method::PATCH {
-            merge(object, &json!({"status": body["status"]}));
+            json_patch::merge(object, &json!({"status": body["status"]}));
             self.revision += 1;
             object["metadata"]["resourceVersion"] = (1_000_000_000 + self.revision).to_string().into();
         }
         object.clone()
-    }
-}
-
-/// RFC 7396.
-fn merge(target: &mut Value, patch: &Value) {
-    let Value::Object(patch) = patch else {
-        *target = patch.clone();
-        return;
-    };
-    if !target.is_object() {
-        *target = json!({});
-    }
-    for (key, value) in patch {
-        if value.is_null() {
-            target.as_object_mut().expect("an object").remove(key);
-        } else {
-            merge(&mut target[key], value);
-        }
     }
 }
 

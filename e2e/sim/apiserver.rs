@@ -430,7 +430,7 @@ impl ApiServer {
             return Answer::Conflict;
         }
         let mut next = object.clone();
-        merge(&mut next.status, &patch.status);
+        json_patch::merge(&mut next.status, &patch.status);
         world.checker.committed(from, &patch, object, &next);
         world.say(|| format!("api: r{} writes {} {}", from.replica, patch.key.name, patch.status));
         self.commit(world, patch.kind, next.clone());
@@ -442,22 +442,4 @@ impl ApiServer {
 /// A key in the one namespace.
 pub fn key(name: &str) -> Key {
     Key { namespace: NAMESPACE.into(), name: name.into() }
-}
-
-/// RFC 7396.
-fn merge(target: &mut Value, patch: &Value) {
-    let Value::Object(patch) = patch else {
-        *target = patch.clone();
-        return;
-    };
-    if !target.is_object() {
-        *target = json!({});
-    }
-    for (key, value) in patch {
-        if value.is_null() {
-            target.as_object_mut().expect("an object").remove(key);
-        } else {
-            merge(&mut target[key.as_str()], value);
-        }
-    }
 }

@@ -62,7 +62,7 @@ impl Apiserver {
         if patch["metadata"]["resourceVersion"] != object["metadata"]["resourceVersion"] {
             return (409, json!({"kind": "Status", "status": "Failure", "reason": "Conflict", "code": 409}));
         }
-        merge(&mut object["status"], &patch["status"]);
+        json_patch::merge(&mut object["status"], &patch["status"]);
         self.written.lock().push(patch["status"].clone());
         (200, self.put(path, object))
     }
@@ -94,23 +94,6 @@ impl Apiserver {
 
     fn reads(&self) -> usize {
         self.asked.lock().iter().filter(|asked| asked.starts_with("GET")).count()
-    }
-}
-
-fn merge(into: &mut Value, patch: &Value) {
-    let Value::Object(patch) = patch else {
-        *into = patch.clone();
-        return;
-    };
-    if !into.is_object() {
-        *into = json!({});
-    }
-    for (key, value) in patch {
-        if value.is_null() {
-            into.as_object_mut().unwrap().remove(key);
-        } else {
-            merge(&mut into[key], value);
-        }
     }
 }
 
