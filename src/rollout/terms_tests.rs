@@ -208,14 +208,21 @@ async fn the_lead_is_given_away_only_when_nothing_is_under_way() {
     let children = || apiserver.all("deviceprocesses").len();
     tokio::time::sleep(Duration::from_millis(50)).await;
     assert!(apiserver.seen().is_empty(), "who does not lead asks for nothing");
+    // Taken away in the middle of the work, however fast that is.
+    let (owner, writes) = (ownership.clone(), AtomicUsize::new(0));
+    *apiserver.before.lock() = Some(Box::new(move |seen: &Seen| {
+        if to_children(&seen) && writes.fetch_add(1, Ordering::SeqCst) + 1 == 20 {
+            owner.publish(None);
+        }
+    }));
     ownership.publish(Some(Lead::unlimited()));
-    wait("it works", || children() > 20).await;
-    ownership.publish(None);
+    wait("it works", || children() >= 19 && ownership.lead().borrow().is_none()).await;
     tokio::time::timeout(PATIENCE, ownership.drained()).await.expect("it drains");
     let done = apiserver.seen().len();
     assert!(children() < DEVICES, "it was stopped in the middle");
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert_eq!(apiserver.seen().len(), done, "nothing came after that");
+    *apiserver.before.lock() = None;
     // What changes meanwhile is not lost.
     apiserver.put("networkswitches/late", json!({"metadata": {"labels": {"role": "tor"}}, "spec": {}}));
     ownership.publish(Some(Lead::unlimited()));
