@@ -42,8 +42,8 @@ pub struct Ownership {
     incarnation: u64,
     clock: Clock,
     times: Mutex<Times>,
-    /// Nothing is kept in Leases: the standing is always good.
-    fixed: bool,
+    /// Nothing is kept in Leases: the standing is always good, or always bad.
+    fixed: Option<bool>,
     view: watch::Sender<Arc<View>>,
     lead: watch::Sender<Option<Lead>>,
     working: watch::Sender<usize>,
@@ -109,7 +109,7 @@ impl Ownership {
 
     pub(crate) fn with_clock(identity: &str, clock: Clock) -> Arc<Self> {
         let incarnation = rand::random::<u64>().max(1);
-        Arc::new(Self::build(identity, incarnation, clock, View::new(0, Vec::new(), identity), false))
+        Arc::new(Self::build(identity, incarnation, clock, View::new(0, Vec::new(), identity), None))
     }
 
     /// Owns everything, always in good standing, never leads; for tests.
@@ -121,11 +121,21 @@ impl Ownership {
     /// Sees what it is shown, always in good standing; for tests.
     #[must_use]
     pub fn fixed(identity: &str, view: View) -> Arc<Self> {
-        let incarnation = view.member(identity).map_or(1, |me| me.incarnation);
-        Arc::new(Self::build(identity, incarnation, Arc::new(boot_ms), view, true))
+        Self::fixed_in(identity, view, true)
     }
 
-    fn build(identity: &str, incarnation: u64, clock: Clock, view: View, fixed: bool) -> Self {
+    /// As [`Ownership::fixed`], but cut from the apiserver.
+    #[cfg(test)]
+    pub(crate) fn cut_off(identity: &str, view: View) -> Arc<Self> {
+        Self::fixed_in(identity, view, false)
+    }
+
+    fn fixed_in(identity: &str, view: View, good: bool) -> Arc<Self> {
+        let incarnation = view.member(identity).map_or(1, |me| me.incarnation);
+        Arc::new(Self::build(identity, incarnation, Arc::new(boot_ms), view, Some(good)))
+    }
+
+    fn build(identity: &str, incarnation: u64, clock: Clock, view: View, fixed: Option<bool>) -> Self {
         Self {
             identity: identity.into(),
             incarnation,
@@ -172,8 +182,8 @@ impl Ownership {
     /// How far this replica may trust itself, now.
     #[must_use]
     pub fn standing(&self) -> Standing {
-        if self.fixed {
-            return Standing { lease: true, apiserver: true, joined: true };
+        if let Some(good) = self.fixed {
+            return Standing { lease: good, apiserver: good, joined: good };
         }
         let now = (self.clock)();
         let within = |when: Option<u64>, span| when.is_some_and(|when| now.saturating_sub(when) < span);

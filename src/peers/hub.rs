@@ -55,6 +55,10 @@ impl Relay for Peers {
                 ForwardError::Busy => {
                     Ok(Outcome::Later { retry_after_seconds: rand::rng().random_range(BUSY_SECONDS) })
                 }
+                // Neither of them reaches the apiserver: one attempt is enough when it is back.
+                ForwardError::NotOwner if !self.ownership.standing().apiserver => {
+                    Ok(Outcome::Later { retry_after_seconds: rand::rng().random_range(BUSY_SECONDS) })
+                }
                 ForwardError::Unreachable(_) => Err(Unanswered::Unreachable),
                 ForwardError::Timeout => Err(Unanswered::Timeout),
                 ForwardError::NotOwner => Err(Unanswered::NotOwner),

@@ -76,7 +76,7 @@ pub enum ForwardError {
     /// So many reports are under way to it that this one was not sent.
     #[error("too many reports are under way to it")]
     Busy,
-    /// Another replica works for the device, as the peer sees it.
+    /// Another replica works for the device, as the peer sees it; or it does, and cannot write for now.
     #[error("it does not work for the device")]
     NotOwner,
     /// Anything else.

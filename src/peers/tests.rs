@@ -34,6 +34,8 @@ mod replicas;
 
 const SECRET: &[u8] = b"sixteen bytes or more";
 const HOUR_MS: u64 = 3_600_000;
+/// What an owner says that cannot write.
+const LATER: Outcome = Outcome::Later { retry_after_seconds: 60 };
 
 /// A table that remembers what was done to it, with a clock that a test can move.
 struct Notes {
@@ -132,6 +134,9 @@ impl Reports for Taken {
             if body == "bad" {
                 return Err(Declined::Bad);
             }
+            if body == "later" {
+                return Ok(LATER);
+            }
             self.reports.lock().push((device.to_owned(), connect, body));
             Ok(Outcome::Done { rejected: Vec::new() })
         })
@@ -162,8 +167,11 @@ impl Replica {
     }
 
     fn new(identity: &'static str, address: SocketAddr, view: View, offset_ms: u64) -> Self {
+        Self::with(Ownership::fixed(identity, view), identity, address, offset_ms)
+    }
+
+    fn with(ownership: Arc<Ownership>, identity: &'static str, address: SocketAddr, offset_ms: u64) -> Self {
         let (notes, taken) = (Notes::new(offset_ms), Arc::new(Taken::default()));
-        let ownership = Ownership::fixed(identity, view);
         let metrics = PeerMetrics::register(&Registry::new()).unwrap();
         let peers = Peers::new(&ownership, key(), notes.clone(), metrics.clone());
         Self { identity, address, notes, taken, ownership, metrics, peers, stop: CancellationToken::new() }

@@ -117,6 +117,37 @@ async fn reports_are_sent_on_to_the_owner() {
 }
 
 #[tokio::test]
+async fn an_owner_that_cannot_write_is_done_without_where_that_helps() {
+    let [a, b] = Replica::several(["a", "b"]).await;
+    let a_address = a.address;
+    let later = async |from: &Replica, to: &Replica| {
+        let (shutdown, before) = (CancellationToken::new(), to.notes.witnessed.lock().len());
+        let running = from.run(&shutdown);
+        until("there is a link", || to.notes.witnessed.lock().len() > before).await;
+        let answer =
+            Relay::forward(&*from.peers, &to.member(), &to.device(), false, Bytes::from_static(b"later")).await;
+        shutdown.cancel();
+        running.await.unwrap();
+        answer
+    };
+    // It has too much to do: so has the device to wait.
+    assert_eq!(later(&a, &b).await, Ok(LATER));
+    // It is cut from the apiserver: the others may not be.
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let members = |a: u64| vec![Member::new("a", a, Some(a_address)), Member::new("b", 2, Some(address))];
+    let cut = Replica::with(Ownership::cut_off("b", View::new(2, members(1), "b")), "b", address, 0);
+    cut.serve(listener);
+    a.ownership.show(Arc::new(View::new(2, members(1), "a")));
+    assert_eq!(later(&a, &cut).await, Err(Unanswered::NotOwner));
+    // Both are: nobody can write it, and it is not to be tried twice when the apiserver is back.
+    let both = Replica::with(Ownership::cut_off("a", View::new(2, members(3), "a")), "a", a_address, 0);
+    let answer = later(&both, &cut).await;
+    assert!(matches!(answer, Ok(Outcome::Later { retry_after_seconds: 2..=10 })), "{answer:?}");
+    assert_eq!(cut.taken.reports.lock().len(), 0);
+}
+
+#[tokio::test]
 async fn many_at_a_time() {
     let [a, b] = Replica::several(["a", "b"]).await;
     let (link, device) = (a.link(&b, b.address), b.device());
