@@ -28,7 +28,7 @@ fn metrics_are_read() {
 #[should_panic(expected = "for three; last state: counted to 2")]
 async fn a_wait_tells_what_it_saw_last() {
     let mut count = 0;
-    wait_for(Duration::from_millis(120), "three", async || {
+    wait_for(Duration::from_millis(500), "three", async || {
         count = (count + 1).min(2);
         Err::<(), _>(format!("counted to {count}"))
     })
@@ -38,8 +38,9 @@ async fn a_wait_tells_what_it_saw_last() {
 #[tokio::test]
 async fn a_child_is_stopped_seen_and_killed() {
     let folder = Folder::new("child");
+    // What it says last shows that the trap is set.
     let launch = Launch::new("sh")
-        .args(["-c", "echo \"$COLOUR\"; echo \"${HOME-no home}\"; trap 'exit 7' TERM; while :; do sleep 0.05; done"])
+        .args(["-c", "trap 'exit 7' TERM; echo \"$COLOUR\"; echo \"${HOME-no home}\"; while :; do sleep 0.05; done"])
         .env("COLOUR", "red");
     let mut process = Process::spawn("sh", &launch, &folder.join("log"));
     wait_for(
@@ -160,14 +161,15 @@ async fn tokens_are_signed_and_rbac_holds(plane: &ControlPlane) {
 async fn the_proxy_misbehaves(plane: &ControlPlane) {
     let proxy = Proxy::start(plane.address()).await;
     let kubectl = plane.kubectl_as(&plane.kubeconfig_via(plane.admin_kubeconfig(), proxy.port()));
-    let get = ["get", "--raw=/api/v1/namespaces/default", "--request-timeout=1s"];
+    let path = "--raw=/api/v1/namespaces/default";
+    let (get, impatient) = (["get", path], ["get", path, "--request-timeout=1s"]);
     kubectl.run(&get).await;
     assert!(proxy.accepted() > 0);
     for (fault, name) in
         [(Proxy::cut as fn(&Proxy), "cut"), (Proxy::stall, "stall"), (Proxy::lose_answers, "lose answers")]
     {
         fault(&proxy);
-        assert!(!kubectl.output(&get, None).await.ok, "{name}: an answer came through");
+        assert!(!kubectl.output(&impatient, None).await.ok, "{name}: an answer came through");
         proxy.drop_connections();
         proxy.resume();
         kubectl.run(&get).await;

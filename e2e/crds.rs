@@ -5,8 +5,9 @@
 mod harness;
 
 use std::path::Path;
+use std::time::Duration;
 
-use harness::{Cluster, ControlPlane, Kind, unique};
+use harness::{Cluster, ControlPlane, Kind, unique, wait_for};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::Api;
 use kube::api::{DynamicObject, PostParams};
@@ -14,6 +15,7 @@ use praetor::api::{self, DeviceProcess, DeviceProcessDeployment, NetworkSwitch};
 use serde_json::{Value, json};
 
 const NAMESPACE: &str = "default";
+const SOON: Duration = Duration::from_secs(30);
 
 fn process(name: &str) -> Value {
     json!({
@@ -490,7 +492,12 @@ async fn kubectl_explains_every_field() {
         ("deviceprocesses", "One process on one device."),
         ("deviceprocessdeployments", "A process on every NetworkSwitch that matches a selector"),
     ] {
-        let text = kubectl.run(&["explain", kind, "--api-version=azure.com/v1alpha1"]).await;
+        // What is explained is published a moment after it is served.
+        let text = wait_for(SOON, format!("an explanation of {kind}"), async || {
+            let output = kubectl.output(&["explain", kind, "--api-version=azure.com/v1alpha1"], None).await;
+            if output.ok { Ok(output.stdout) } else { Err(output.stderr) }
+        })
+        .await;
         assert!(text.contains(expected), "{text}");
         let text = kubectl.run(&["explain", &format!("{kind}.status"), "--recursive"]).await;
         assert!(text.contains("conditions"), "{text}");

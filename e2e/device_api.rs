@@ -467,6 +467,7 @@ async fn a_process_counts_only_where_its_switch_is() {
     .await;
     warning(false, "no longer warned by the flag").await;
     lifted.device(&device.name).report(&scenario::report_running(3, "boot", &away, "p", &hash)).await.expect(200);
+    recorder.wait_events("SpecWarning", "p", 2, SOON).await;
     assert_eq!(recorder.events("SpecWarning", "p").len(), 2, "{:?}", recorder.events("", "p"));
 }
 

@@ -110,10 +110,17 @@ impl Stage {
     /// Reports that a device runs what it is told, as an agent would.
     async fn run(&self, device: &str, sequence: u64) {
         let gateway = self.gateway(device);
-        let desired = gateway.desired().await.expect(200).json();
-        let item = &desired["items"][0];
-        let (name, hash) = (item["name"].as_str().unwrap(), item["specHash"].as_str().unwrap());
-        gateway.report(&report_running(sequence, "boot", &self.namespace, name, hash)).await.expect(200);
+        // What the apiserver has may be on its way to the manager still.
+        let (name, hash) = wait_for(SOON, format!("{device} to be told the newest spec"), async || {
+            let desired = gateway.desired().await.json();
+            let item = &desired["items"][0];
+            let name = item["name"].as_str().ok_or_else(|| desired.to_string())?;
+            let object = self.cluster.get(Kind::Process, &self.namespace, name).await.unwrap();
+            let hash = SpecHash::of_spec(&object["spec"]).to_string();
+            if item["specHash"] == *hash { Ok((name.to_owned(), hash)) } else { Err(desired.to_string()) }
+        })
+        .await;
+        gateway.report(&report_running(sequence, "boot", &self.namespace, &name, &hash)).await.expect(200);
     }
 }
 
@@ -371,9 +378,11 @@ async fn a_deployment_that_is_being_deleted_creates_nothing() {
     let owner = stage.cluster.create(&manifest).await;
     stage.wait_devices(&owner, &["a"]).await;
     stage.cluster.delete(Kind::Deployment, &stage.namespace, "d").await;
-    stage.switch("b", &[]).await;
-    // A deployment that came later has handled the switch: so the other one had its chance, too.
+    // A deployment that came later is known: so the end of the other one is, too, before there is another switch.
     let later = stage.deployment("later", &json!({})).await;
+    stage.wait_devices(&later, &["a"]).await;
+    stage.switch("b", &[]).await;
+    // The later one has handled the switch: so the other one had its chance, too.
     stage.wait_devices(&later, &["a", "b"]).await;
     stage.wait_devices(&owner, &["a"]).await;
     stage.edit("d", &json!({"metadata": {"finalizers": null}})).await;
@@ -527,7 +536,8 @@ async fn one_that_is_refused_stops_no_other() {
     stage.wait_devices(&half, &["b", "c"]).await;
     let kubectl = stage.plane.kubectl();
     kubectl.run(&["delete", "validatingadmissionpolicybinding,validatingadmissionpolicy", &stage.namespace]).await;
-    let deadline = Duration::from_secs(60);
+    // It is tried again at ever longer intervals, of a minute at most.
+    let deadline = Duration::from_secs(90);
     wait_for(deadline, "both to recover", async || {
         stage.children(&broken).await.len() + stage.children(&half).await.len() == 6
     })
@@ -551,8 +561,10 @@ async fn a_restart_with_everything_right_writes_nothing() {
     let settled = |object: &Value| object["status"]["currentNumberScheduled"] == 300;
     cluster.wait_object(Kind::Deployment, &namespace, "d", Duration::from_secs(60), "300 children", settled).await;
     println!("300 children after {:?}", begun.elapsed());
-    let creates = plane.audit().by(MANAGER_USER).verb("create").resource("deviceprocesses");
-    assert_eq!(creates.count(), 300, "one request per child");
+    // The audit log gets its line after the answer was sent.
+    let creates = |mark: usize| plane.audit_since(mark).by(MANAGER_USER).verb("create").resource("deviceprocesses");
+    wait_for(SOON, "every request in the audit log", async || creates(0).count() >= 300).await;
+    assert_eq!(creates(0).count(), 300, "one request per child");
     let gets = plane.audit().by(MANAGER_USER).verb("get").resource("deviceprocesses");
     assert_eq!(gets.count(), 0, "{}", gets.describe());
 
@@ -572,14 +584,22 @@ async fn a_restart_with_everything_right_writes_nothing() {
     let unexpected = unexpected
         .filter(|entry| !(entry.verb == "create" && entry.resource == "deviceprocesses" && entry.code == 201));
     assert_eq!(unexpected.count(), 0, "{}", unexpected.describe());
-    let creates = plane.audit_since(mark).by(MANAGER_USER).verb("create").resource("deviceprocesses");
-    assert_eq!(creates.count(), 1, "{}", creates.describe());
+    wait_for(SOON, "the request in the audit log", async || creates(mark).count() >= 1).await;
+    assert_eq!(creates(mark).count(), 1, "{}", creates(mark).describe());
 
     // The names of those that were there before are the same objects still.
     let api: Api<DynamicObject> = cluster.api(Kind::Process, &namespace);
     let patch = Patch::Merge(json!({"metadata": {"labels": {"foreign": "x"}}}));
-    api.patch("d-sw-00000", &PatchParams::default(), &patch).await.unwrap();
+    // The event of the new child, and the last of the numbers.
+    wait_for(SOON, "the settling to end", async || {
+        let mark = plane.audit_mark();
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let writes = plane.audit_since(mark).by(MANAGER_USER).writes();
+        if writes.count() == 0 { Ok(()) } else { Err(writes.describe()) }
+    })
+    .await;
     let mark = plane.audit_mark();
+    api.patch("d-sw-00000", &PatchParams::default(), &patch).await.unwrap();
     holds_for(Duration::from_secs(2), "a foreign label changes nothing", async || {
         let writes = plane.audit_since(mark).by(MANAGER_USER).writes();
         if writes.count() == 0 { Ok(()) } else { Err(writes.describe()) }

@@ -61,6 +61,9 @@ async fn flushed(recorder: &Recorder, cluster: &Cluster, manager: &Manager, name
     let (device, hash) = ready(cluster, manager, namespace, &marker).await;
     device.report(&report_running(1, "boot", namespace, &marker, &hash)).await.expect(200);
     recorder.wait_events("ProcessStarted", &marker, 1, SOON).await;
+    // Each kind has a watch of its own.
+    recorder.caught_up(cluster, Kind::Process, namespace, &marker).await;
+    recorder.caught_up(cluster, Kind::Switch, namespace, &device.name).await;
 }
 
 #[tokio::test]

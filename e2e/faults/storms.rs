@@ -49,6 +49,7 @@ async fn late_and_double(world: &mut World) {
     let heard = Instant::now();
     wait_for(AGREED, "the third to be answered", async || devices[1].report(&say(3, 1)).await.status == 200).await;
     world.pass(seconds(3, 30)).await;
+    world.recorder.caught_up(&world.cluster, Kind::Process, &world.namespace, &name).await;
     let written = world.recorder.writes(Kind::Process, &world.namespace, &name);
     for device in [&devices[2], &devices[0], &devices[1]] {
         device.report(&say(2, 2)).await.expect(200);
@@ -64,6 +65,7 @@ async fn late_and_double(world: &mut World) {
         device.report(&say(3, 1)).await.expect(200);
     }
     assert_eq!(shown().await, Some(4));
+    world.recorder.caught_up(&world.cluster, Kind::Process, &world.namespace, &name).await;
     assert_eq!(world.recorder.writes(Kind::Process, &world.namespace, &name), written + 1);
     world.remove(&name).await;
 }
@@ -123,9 +125,11 @@ async fn killed_between_status_and_event(world: &mut World) {
     let killed = Instant::now();
     allow(&["create", "get"]).await;
     world.replicas.agreed(AGREED).await;
-    wait_for(Duration::from_secs(30).saturating_sub(killed.elapsed()), "the events to be written", async || {
-        ill(world) > before
-    })
+    wait_for(
+        (AGREED + Duration::from_secs(10)).saturating_sub(killed.elapsed()),
+        "the events to be written",
+        async || ill(world) > before,
+    )
     .await;
     eprintln!("         events {:.1} s after the kill", killed.elapsed().as_secs_f64());
     world.crowd.acked(seconds(20, 30)).await;
@@ -163,9 +167,10 @@ async fn all_die(world: &mut World) {
     assert!(most <= (trickle() * 2 + 10) * 3, "{most} devices within a second");
     assert_eq!(world.replicas.sum("praetor_lease_failures_total").await, failures, "Leases had to wait");
     assert_eq!(world.replicas.leader().await, Some(leader));
+    world.verify("all died").await;
+    world.recorder.wait_events("MassDisconnect", "", 1, Duration::from_secs(15)).await;
     let said = world.recorder.events("MassDisconnect", "");
     assert!((1..=3).contains(&said.len()), "{} events of a mass disconnect", said.len());
-    world.verify("all died").await;
 }
 
 /// 19. All at once, and nobody waits long.

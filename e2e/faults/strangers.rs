@@ -154,7 +154,8 @@ async fn who_owns_what_and_why() {
     assert!(ended.elapsed() < Duration::from_secs(3), "{:?}", ended.elapsed());
     replicas.kill9(next);
     let killed = std::time::Instant::now();
-    replicas.led(SOON).await;
+    replicas.led(SOON * 2).await;
     eprintln!("the next leader {:.1} s after the kill of the second", killed.elapsed().as_secs_f64());
-    assert!(killed.elapsed() < Duration::from_secs(17), "{:?}", killed.elapsed());
+    // Within 17 s: 2 until the last renewal is seen, and the 15 of the Lease. One more for the looks themselves.
+    assert!(killed.elapsed() < Duration::from_secs(18), "{:?}", killed.elapsed());
 }

@@ -11,7 +11,7 @@ use kube::{Client, Config};
 use rand::Rng as _;
 use tokio::sync::OnceCell;
 
-use super::audit::Audit;
+use super::audit::{Audit, MANAGER_USER};
 use super::cluster::Cluster;
 use super::device::request;
 use super::kubectl::Kubectl;
@@ -274,6 +274,15 @@ impl ControlPlane {
                 )
                 .await;
             kubectl.apply_kustomization(&repository().join("config/rbac")).await;
+            // The apiserver judges by what its own watches have shown it of these rules.
+            for rule in [["list", "deviceprocesses.azure.com"], ["create", "leases.coordination.k8s.io"]] {
+                let ask = ["auth", "can-i", rule[0], rule[1], "--as", MANAGER_USER, "-n", MANAGER_NAMESPACE];
+                wait_for(Duration::from_secs(30), format!("the manager to be allowed to {rule:?}"), async || {
+                    let said = kubectl.output(&ask, None).await;
+                    if said.stdout.trim() == "yes" { Ok(()) } else { Err(format!("{said:?}")) }
+                })
+                .await;
+            }
             let token =
                 kubectl.run(&["-n", "praetor-system", "create", "token", "praetor-manager", "--duration=8h"]).await;
             let certificate = self.folder.join("certificates/apiserver.crt");

@@ -17,7 +17,8 @@ pub const SECRET: &str = "praetor-e2e-secret";
 /// The secret that the replicas of a test share.
 pub const PEER_SECRET: &str = "praetor-e2e-peer-secret";
 
-const READY: Duration = Duration::from_secs(30);
+/// How long a manager may take until it is ready; two busy cores are slow.
+const READY: Duration = Duration::from_secs(60);
 
 /// A binary of this package: `$PRAETOR_BIN_DIR`, else what cargo built for this test, else beside this program.
 pub fn binary(name: &str) -> PathBuf {

@@ -12,7 +12,7 @@ use kube::runtime::watcher;
 use serde_json::Value;
 use tokio::task::JoinHandle;
 
-use super::cluster::Kind;
+use super::cluster::{Cluster, Kind};
 use super::controlplane::ControlPlane;
 use super::wait::wait_for;
 
@@ -176,6 +176,21 @@ impl Recorder {
             };
             self.first(kind, &namespace, &name, &holds).ok_or_else(last)
         })
+    }
+
+    /// Waits until the watch has shown an object as the apiserver has it now: what is counted of its kind after this
+    /// lacks nothing that was written before it.
+    pub async fn caught_up(&self, cluster: &Cluster, kind: Kind, namespace: &str, name: &str) {
+        let what = format!("{kind:?} {namespace}/{name} as it is now");
+        let object = cluster.get(kind, namespace, name).await.unwrap_or_else(|| panic!("{what}: there is none"));
+        let text = |key: &str| object["metadata"][key].as_str().unwrap_or_default().to_owned();
+        let (key, now) = ((kind, text("uid")), text("resourceVersion"));
+        let number = |version: &String| version.parse::<u64>().expect("a resourceVersion");
+        wait_for(Duration::from_secs(30), format!("the recorder to show {what}"), async || {
+            let shown = self.history.lock().unwrap().versions.get(&key).cloned();
+            if shown.as_ref().map(number) >= Some(number(&now)) { Ok(()) } else { Err(format!("{shown:?} of {now}")) }
+        })
+        .await;
     }
 
     /// Waits until there are at least `count` such events (see [`Self::events`]) and returns them.

@@ -209,6 +209,8 @@ async fn foreign_writers_are_no_trouble() {
     }
     storm.abort();
     assert!(manager.metrics().await.get(conflicts) > 0.0, "the storm met nobody");
+    // An event that met trouble is tried again beside the others.
+    recorder.wait_events("Unhealthy", "p", 21, Duration::from_secs(30)).await;
     flushed(&recorder, cluster, &manager, namespace).await;
     assert_eq!(recorder.events("Unhealthy", "p").len(), 21);
 

@@ -163,6 +163,7 @@ async fn old_reports_change_nothing_across_restarts_too() {
     };
 
     device.report(&report_running(10, "first", namespace, "p", &hash)).await.expect(200);
+    recorder.caught_up(cluster, Kind::Process, namespace, "p").await;
     let written = recorder.writes(Kind::Process, namespace, "p");
     // Older in the same start of the agent; the same again.
     for sequence in [9, 1, 0, 9] {
