@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::world::{AGREED, TAKE_OVER, VERDICT, World, seconds};
+use crate::world::{AGREED, TAKE_OVER, VERDICT, World, full, seconds};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn replicas_come_and_go() {
@@ -35,7 +35,8 @@ async fn scaled_under_load(world: &mut World) {
     world.shared_out().await;
     drop(load);
     world.crowd.acked(seconds(10, 20)).await;
-    world.answered(begun, 2, Duration::from_secs(5));
+    // Where five begin at once on one machine some are put off, by 10 s at most.
+    world.answered(begun, 2, seconds(5, 15));
     world.arrived(begun, Instant::now(), Duration::from_secs(20));
     world.kept(peace, "scaling").await;
 }
@@ -53,7 +54,9 @@ async fn an_owner_is_killed(world: &mut World) {
     world.pass(Duration::from_secs(3)).await;
     world.crowd.change(&owned);
     world.replicas.agreed(AGREED).await;
-    eprintln!("         agreed {:.1} s after the kill", killed.elapsed().as_secs_f64());
+    let agreed = killed.elapsed();
+    eprintln!("         agreed {:.1} s after the kill", agreed.as_secs_f64());
+    assert!(!full() || agreed <= Duration::from_secs(20), "{agreed:?}");
     drop(load);
     world.crowd.acked(seconds(10, 20)).await;
     world.answered(killed, 3, Duration::from_secs(8));
@@ -112,7 +115,7 @@ async fn all_are_replaced(world: &mut World) {
     }
     world.replicas.agreed(AGREED).await;
     drop(load);
-    let left = (world.scale.window() + AGREED + VERDICT).saturating_sub(begun.elapsed());
+    let left = (world.scale.window() + Duration::from_secs(20) + VERDICT).saturating_sub(begun.elapsed());
     world.only_dead(&dying, left).await;
     world.crowd.acked(seconds(10, 20)).await;
     world.answered(begun, 2, Duration::from_secs(5));

@@ -30,7 +30,7 @@ async fn the_leader_is_stopped_in_a_rollout(world: &mut World) {
     // The first batch is out.
     world
         .cluster
-        .wait_object(Kind::Deployment, &world.namespace, "agent", Duration::from_secs(20), "begun", |object| {
+        .wait_object(Kind::Deployment, &world.namespace, "agent", seconds(20, 60), "begun", |object| {
             object["status"]["updatedNumberScheduled"].as_u64().is_some_and(|count| count > 0)
                 && object["status"]["observedGeneration"] == object["metadata"]["generation"]
         })

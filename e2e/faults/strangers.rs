@@ -9,6 +9,7 @@ use serde_json::json;
 use crate::harness::device::request;
 use crate::harness::programs::PEER_SECRET;
 use crate::harness::{Exit, Kind, Manager, Replicas, Stage, free_port, unique, wait_for};
+use crate::world::seconds;
 use praetor::peers::envelope::{Route, request_headers};
 use praetor::peers::signature::{BodyHash, Claims, PeerKey};
 
@@ -156,6 +157,6 @@ async fn who_owns_what_and_why() {
     let killed = std::time::Instant::now();
     replicas.led(SOON * 2).await;
     eprintln!("the next leader {:.1} s after the kill of the second", killed.elapsed().as_secs_f64());
-    // Within 17 s: 2 until the last renewal is seen, and the 15 of the Lease. One more for the looks themselves.
-    assert!(killed.elapsed() < Duration::from_secs(18), "{:?}", killed.elapsed());
+    // 2 s until the last renewal is seen, and the 15 of the Lease; in short the machine does other things, too.
+    assert!(killed.elapsed() < seconds(20, 17), "{:?}", killed.elapsed());
 }

@@ -84,6 +84,8 @@ pub struct World {
     /// Its servers end with it.
     pub plane: &'static ControlPlane,
     removed: Vec<String>,
+    /// How much later verdicts come when all devices are silent at once.
+    pub trickling: Duration,
     begun: Instant,
 }
 
@@ -142,8 +144,9 @@ impl World {
         };
         let crowd = Arc::new(Crowd::start(&replicas.gates(), &names, pace));
         crowd.acked(seconds(120, 180)).await;
-        let (removed, begun) = (Vec::new(), Instant::now());
-        let world = Self { replicas, crowd, names, recorder, cluster, namespace, scale, plane, removed, begun };
+        let (removed, trickling, begun) = (Vec::new(), Duration::ZERO, Instant::now());
+        let world =
+            Self { replicas, crowd, names, recorder, cluster, namespace, scale, plane, removed, trickling, begun };
         world.verify("the beginning").await;
         world
     }
@@ -166,7 +169,7 @@ impl World {
         loop {
             let rules = Rules {
                 window: self.scale.window(),
-                verdict: TAKE_OVER,
+                verdict: TAKE_OVER + self.trickling,
                 lag: Duration::from_secs(2),
                 ack_lag: Duration::from_secs(5),
                 end: Instant::now(),

@@ -289,15 +289,7 @@ impl History {
         }
         let at = self.written(&version);
         self.versions.insert(key, version);
-        let seen = Seen {
-            at,
-            kind,
-            namespace: text("namespace"),
-            name: text("name"),
-            deleted,
-            initial,
-            object,
-        };
+        let seen = Seen { at, kind, namespace: text("namespace"), name: text("name"), deleted, initial, object };
         self.seen.push(seen);
     }
 }
