@@ -9,6 +9,13 @@ export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/local/go/bin
 # Never a lock file that differs from the committed one.
 CARGO := cargo
 LOCKED := --locked
+# What images are called, and where the manager runs. COMPONENTS: folders of config/components, with blanks between.
+IMAGE ?= praetor-manager:dev
+AGENT_IMAGE ?= praetor-agent:dev
+NAMESPACE ?= praetor-system
+COMPONENTS ?=
+export IMAGE AGENT_IMAGE NAMESPACE COMPONENTS
+
 AGENT_ONLY := --no-default-features --features agent
 MANAGER_ONLY := --no-default-features --features manager
 FLEET_ONLY := --no-default-features --features fleet
@@ -38,9 +45,37 @@ sim: tools ## Simulate replicas, network, clocks and apiserver from seeds (SEEDS
 controlplane: ## Provide kube-apiserver, etcd and kubectl; prints their folder (KUBEBUILDER_ASSETS, cache, or a Go build)
 	@hack/controlplane.sh
 
+##@ In a cluster (IMAGE=, AGENT_IMAGE=, NAMESPACE=, COMPONENTS="flowschema podmonitor")
+
+images: ## Both container images, also without a Docker daemon; written to dist/ as tarballs
+	@hack/images.sh
+
+docker-build: images ## The same
+
+install: ## The CRDs alone, into the cluster that kubectl points at
+	@hack/deploy.sh install
+
+deploy: ## CRDs, rights, three replicas and (once, if missing) their two Secrets; waits until they are ready
+	@hack/deploy.sh deploy
+
+undeploy: ## Removes the manager and its rights; CRDs, objects and Secrets stay
+	@hack/deploy.sh undeploy
+
+uninstall: ## Removes everything; says first how much that is, and wants a yes (CONFIRM=yes)
+	@hack/deploy.sh uninstall
+
+dist: ## dist/install.yaml: all manifests in one file
+	@mkdir -p dist
+	@hack/deploy.sh render >dist/install.yaml.new
+	@mv dist/install.yaml.new dist/install.yaml
+	@echo "dist: dist/install.yaml with $(IMAGE) in $(NAMESPACE); it needs two Secrets, see its head"
+
+e2e: ## The whole story in a cluster of its own: kind, or a node from the real Kubernetes binaries (E2E_PROVIDER=)
+	@hack/e2e.sh
+
 ##@ Change it
 
-test: tools fmt-check purity clippy docs agent-only generated unit e2e ## Everything that must hold before a change is done
+test: tools fmt-check purity clippy docs agent-only generated unit integration ## Everything that must hold before a change is done
 	@echo "test: everything holds"
 
 lint: tools fmt-check purity clippy docs generated ## The checks of `make test` that start nothing
@@ -48,11 +83,16 @@ lint: tools fmt-check purity clippy docs generated ## The checks of `make test` 
 fmt: tools ## Format the code
 	@$(CARGO) fmt
 
+vet: clippy ## The lints, by the name that Go gives them
+
+generate: manifests ## The same as manifests: nothing else is generated
+
 manifests: tools ## Write the CRDs in crd/ anew from the types in src/api
 	@$(CARGO) run $(LOCKED) --quiet --bin praetor-manager -- crds --output-dir crd
 
 clean: ## Remove what was built (the control plane's cache outside of the clone stays)
 	@$(CARGO) clean
+	@rm -rf dist
 
 ##@ Parts of `make test`
 
@@ -92,7 +132,7 @@ unit: ## Unit and property tests
 	$(CARGO) test $(LOCKED) --lib --bins
 	$(CARGO) test $(LOCKED) --doc
 
-e2e: ## End-to-end tests on a real control plane; all of them run, also after a failure
+integration: ## End-to-end tests on a real control plane; all of them run, also after a failure
 	@assets="$$(hack/controlplane.sh)"; set -x; \
 	KUBEBUILDER_ASSETS="$$assets" $(CARGO) test $(LOCKED) --no-fail-fast --test '*'
 
