@@ -97,17 +97,26 @@ secret() { # name, key
   fi
 }
 
-# Why a replica is not ready, a line each, the worst first; nothing when nothing is wrong yet.
+pods=app.kubernetes.io/name=praetor,app.kubernetes.io/component=manager
+
+# Why a replica of the newest revision is not ready, a line each; nothing when nothing is wrong yet, or when the revision
+# that was just applied has not been looked at. The message of a container that ended is the end of its log.
 troubles() {
-  local pod reason words
-  n get pods --selector app.kubernetes.io/name=praetor,app.kubernetes.io/component=manager --output \
-    'go-template={{range .items}}{{$pod := .metadata.name}}{{range .status.containerStatuses}}{{if .state.waiting}}{{$pod}}|{{.state.waiting.reason}}|{{.state.waiting.message}}{{"\n"}}{{end}}{{end}}{{end}}' |
-    while IFS='|' read -r pod reason words; do
+  local revision pod reason words ended
+  n get deployment praetor-manager --output 'go-template={{.metadata.generation}} {{or .status.observedGeneration 0}}' |
+    { read -r applied observed && [[ "$applied" == "$observed" ]]; } || return 0
+  revision="$(n get replicasets --selector "$pods" --output \
+    'go-template={{range .items}}{{index .metadata.annotations "deployment.kubernetes.io/revision"}} {{index .metadata.labels "pod-template-hash"}}{{"\n"}}{{end}}' | sort -n | tail -n 1)"
+  n get pods --selector "$pods,pod-template-hash=${revision##* }" --output \
+    'go-template={{range .items}}{{$pod := .metadata.name}}{{range .status.containerStatuses}}{{$words := ""}}{{$ended := ""}}{{with .state.waiting}}{{$words = .message}}{{end}}{{with .lastState.terminated}}{{$ended = .message}}{{end}}{{with .state.waiting}}{{printf "%s\t%s\t%q\t%q\n" $pod .reason (or $words "") (or $ended "")}}{{end}}{{end}}{{end}}' |
+    while IFS=$'\t' read -r pod reason words ended; do
+      # Quoted, so that each is one line whatever it holds.
+      words="$(printf '%b' "${words:1:-1}" | tr '\n' ' ')"
+      ended="$(printf '%b' "${ended:1:-1}" | tail -n 1)"
       case "$reason" in
         ErrImagePull | ImagePullBackOff | ErrImageNeverPull | InvalidImageName)
           echo "$pod: the image $image cannot be had ($reason): load it into the cluster or push it, or set IMAGE. ${words:0:300}" ;;
-        CrashLoopBackOff)
-          echo "$pod: $(n logs "$pod" --previous --tail=1 2>/dev/null || n logs "$pod" --tail=1 2>/dev/null || echo "it ends at once")" ;;
+        CrashLoopBackOff) echo "$pod: ${ended:-it ends at once; see kubectl -n $namespace logs $pod --previous}" ;;
         CreateContainer* | RunContainerError | StartError) echo "$pod: $reason: ${words:0:300}" ;;
       esac
     done
@@ -176,7 +185,7 @@ uninstall() {
   [[ "$answer" == yes ]] || fail "nothing was deleted; say CONFIRM=yes if that is meant"
   # First the manager: as long as it serves, an object that goes is an order to stop it.
   undeploy
-  n wait --for=delete pods --selector app.kubernetes.io/name=praetor,app.kubernetes.io/component=manager --timeout=90s >/dev/null 2>&1 ||
+  n wait --for=delete pods --selector "$pods" --timeout=90s >/dev/null 2>&1 ||
     note "the manager's pods are still there after 90 s"
   [[ -z "$present" ]] || xargs "$kubectl" delete <<<"$present"
   k delete namespace "$namespace" --ignore-not-found

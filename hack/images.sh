@@ -6,7 +6,8 @@
 #     prebuilt  the Dockerfile in Docker with binaries that cargo has made here: when the base image cannot be had
 #     packed    the same binaries, packed with tar and sha256sum: when there is no Docker, or one without BuildKit
 #   images.sh check   that the images of dist/, made in whatever way, are what the Dockerfile says
-# IMAGE and AGENT_IMAGE are their names. All three give the same files and the same configuration.
+# IMAGE and AGENT_IMAGE are their names. All three give the same files and the same configuration; packed, the tarballs
+# are the same bytes each time, and so are the layers of Docker but for the times of folders.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 note() { printf 'images: %s\n' "$*" >&2; }
@@ -14,8 +15,7 @@ fail() { note "$*"; exit 1; }
 
 manager_image="${IMAGE:-praetor-manager:dev}"
 agent_image="${AGENT_IMAGE:-praetor-agent:dev}"
-manager_limit=25000000
-agent_limit=8000000
+declare -A limit=([manager]=25000000 [agent]=8000000) # bytes
 for image in "$manager_image" "$agent_image"; do
   [[ "$image" =~ ^[a-z0-9]+([._:/-]+[a-z0-9]+)*:[A-Za-z0-9_][A-Za-z0-9_.-]*$ ]] || fail "$image is no name for an image: use NAME:TAG, such as registry.example.com/praetor-manager:0.1.0"
 done
@@ -66,6 +66,10 @@ configuration() {
 }
 digest() { sha256sum "$1" | cut -d ' ' -f 1; }
 
+archive() { # tar file, what goes into it...
+  tar --create --file="$1" --format=ustar --sort=name --mtime="@$SOURCE_DATE_EPOCH" --owner=0 --group=0 --numeric-owner "${@:2}"
+}
+
 # Writes an image without any Docker: one layer, in the form of `docker save` that is also an OCI layout.
 pack() { # manager or agent, name of the image, tar file
   local from="dist/rootfs/$1" root="$work/$1" layer config manifest repository="${2%:*}" machine
@@ -77,7 +81,7 @@ pack() { # manager or agent, name of the image, tar file
   # A name without a registry is one of Docker's.
   [[ "${repository%%/*}" == *[.:]* || "${repository%%/*}" == localhost ]] || { [[ "$repository" == */* ]] || repository="library/$repository"; repository="docker.io/$repository"; }
 
-  tar --create --file="$work/layer" --directory="$from" --format=ustar --sort=name --mtime="@$SOURCE_DATE_EPOCH" --owner=0 --group=0 --numeric-owner -- $(ls "$from")
+  (cd "$from" && archive "$work/layer" -- *)
   layer="$(store "$work/layer")"
   printf '{"architecture":"%s","os":"linux","created":"%s","config":%s,"rootfs":{"type":"layers","diff_ids":["sha256:%s"]},"history":[{"created":"%s","created_by":"hack/images.sh"}]}' \
     "$machine" "$created" "$(configuration "$1")" "$layer" "$created" >"$work/config"
@@ -89,14 +93,15 @@ pack() { # manager or agent, name of the image, tar file
     "$manifest" "$(size "$manifest")" "$repository" "${2##*:}" "${2##*:}" >"$root/index.json"
   printf '{"imageLayoutVersion":"1.0.0"}' >"$root/oci-layout"
   printf '[{"Config":"blobs/sha256/%s","RepoTags":["%s"],"Layers":["blobs/sha256/%s"]}]' "$config" "$2" "$layer" >"$root/manifest.json"
-  tar --create --file="$3" --directory="$root" --format=ustar --sort=name --mtime="@$SOURCE_DATE_EPOCH" --owner=0 --group=0 --numeric-owner blobs index.json manifest.json oci-layout
+  archive "$3" --directory="$root" blobs index.json manifest.json oci-layout
 }
 
-# docker build with BuildKit, whichever way this client has to it.
+# A build with BuildKit, by the plugin of newer clients or with what older ones bring.
 build() { # manager or agent, name of the image, more arguments...
-  local target="$1" image="$2"
+  local target="$1" image="$2" client=(docker build)
   shift 2
-  DOCKER_BUILDKIT=1 docker build --target "$target" --tag "$image" --build-arg "SOURCE_DATE_EPOCH=$SOURCE_DATE_EPOCH" --build-arg "VERSION=$version" \
+  if docker buildx version >/dev/null 2>&1; then client=(docker buildx build --load); fi
+  DOCKER_BUILDKIT=1 "${client[@]}" --target "$target" --tag "$image" --build-arg "SOURCE_DATE_EPOCH=$SOURCE_DATE_EPOCH" --build-arg "VERSION=$version" \
     --build-arg "REVISION=$revision" --build-arg "CREATED=$created" "$@" . >&2
 }
 daemon() { command -v docker >/dev/null && docker version --format '{{.Server.Version}}' >/dev/null 2>&1; }
@@ -130,7 +135,7 @@ saved() { # manager or agent, its image
 check() {
   command -v jq >/dev/null || fail "jq is missing, which the check needs (Debian: apt-get install jq)"
   look() { # manager or agent, name of the image
-    local tar="dist/praetor-$1.tar" got="$work/got-$1" config layers
+    local tar="dist/praetor-$1.tar" got="$work/got-$1" config layers bytes
     [[ -s "$tar" ]] || fail "$tar is not there: run make images"
     mkdir -p "$got/root"
     tar --extract --file="$tar" --directory="$got"
@@ -139,10 +144,16 @@ check() {
     diff <(configuration "$1" | jq --sort-keys .) <(jq --sort-keys '.config | {User, ExposedPorts, Env, Entrypoint, WorkingDir, Labels} | del(..|nulls)' "$config") >&2 ||
       fail "$tar is not configured as the Dockerfile says (> is what it has)"
     while read -r layers; do tar --extract --file="$got/$layers" --directory="$got/root"; done < <(jq --raw-output '.[0].Layers[]' "$got/manifest.json")
+    [[ -d "dist/rootfs/$1" ]] || fail "dist/rootfs is not there to compare with: run hack/static.sh dist/rootfs"
     diff <(listing "dist/rootfs/$1") <(listing "$got/root") >&2 || fail "$tar does not hold the files of dist/rootfs/$1 (> is what it has)"
-    note "$tar: configured as the Dockerfile says, files as in dist/rootfs/$1"
+    # Another C library, in the base image, makes other binaries.
+    bytes=differs
+    [[ "$(sums "dist/rootfs/$1")" != "$(sums "$got/root")" ]] || bytes=equals
+    note "$tar: configured as the Dockerfile says, with the same files as dist/rootfs/$1; its content $bytes"
   }
-  listing() { (cd "$1" && find . -mindepth 1 -type f -printf '%m %p %T@ ' -exec sha256sum {} \; -o -mindepth 1 -printf '%m %p %y %T@\n' | sed 's/\.0*\( \|$\)/\1/' | LC_ALL=C sort); }
+  # Without the times of folders: Docker sets those.
+  listing() { (cd "$1" && find . -mindepth 1 \( -type d -printf '%m %p/\n' \) -o -printf '%m %p %y %Ts\n' | LC_ALL=C sort); }
+  sums() { (cd "$1" && find . -type f -exec sha256sum {} + | LC_ALL=C sort -k 2); }
   each look
 }
 
@@ -181,9 +192,10 @@ case "$way" in
     ;;
 esac
 sized() { # manager or agent, its image
-  local limit="$1_limit" bytes
+  local bytes
   bytes="$(stat --format=%s "dist/praetor-$1.tar")"
-  ((bytes <= ${!limit})) || fail "dist/praetor-$1.tar has $bytes bytes, more than ${!limit}"
+  ((bytes <= limit[$1])) || fail "dist/praetor-$1.tar has $bytes bytes, more than ${limit[$1]}"
   note "dist/praetor-$1.tar: $2, $((bytes / 100000 / 10)).$((bytes / 100000 % 10)) MB"
 }
 each sized
+if [[ "$way" != docker ]] && command -v jq >/dev/null; then check; fi

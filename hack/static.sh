@@ -6,6 +6,7 @@
 # SOURCE_DATE_EPOCH is the time of all files (0 when unset), CA_BUNDLE the certificate authorities for the agent
 # (Debian's file when unset).
 set -euo pipefail
+umask 022
 fail() { echo "static: $*" >&2; exit 1; }
 [[ $# == 1 && -n "$1" ]] || fail "say which folder to write: hack/static.sh DIR"
 mkdir -p "$1"
