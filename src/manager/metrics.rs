@@ -1,5 +1,6 @@
 //! Edge: metrics that belong to no other room; sampled when they are asked for.
 
+use super::process::ProcessMetrics;
 use crate::desired::directory::Directory;
 use crate::desired::index::Kind;
 use crate::desired::watch::LastEvents;
@@ -10,6 +11,7 @@ use prometheus::{GaugeVec, IntGaugeVec, Opts, Registry};
 pub struct ManagerMetrics {
     watch: GaugeVec,
     objects: IntGaugeVec,
+    process: Option<ProcessMetrics>,
 }
 
 // === impl ManagerMetrics ===
@@ -37,6 +39,7 @@ impl ManagerMetrics {
                 Opts::new("praetor_objects", "Objects of a kind in the watch cache."),
                 &["kind"],
             )?,
+            process: ProcessMetrics::register(registry)?,
         };
         registry.register(Box::new(build))?;
         registry.register(Box::new(metrics.watch.clone()))?;
@@ -47,6 +50,9 @@ impl ManagerMetrics {
 
     /// Updates what is sampled.
     pub fn sample(&self, directory: Option<&Directory>, last_events: Option<&LastEvents>) {
+        if let Some(process) = &self.process {
+            process.sample();
+        }
         let gauge = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
         for kind in Kind::ALL {
             let count = directory.map_or(0, |directory| directory.read(|index| index.count(kind)));

@@ -12,5 +12,6 @@ pub mod arguments;
 pub mod cluster;
 pub mod error;
 pub mod metrics;
+pub mod process;
 pub mod replica;
 pub mod run;

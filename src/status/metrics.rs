@@ -2,7 +2,7 @@
 
 use super::limiter::Class;
 use crate::desired::record::Reason;
-use prometheus::{GaugeVec, Histogram, HistogramOpts, IntCounterVec, IntGauge, Opts, Registry};
+use prometheus::{GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
 /// Results of a status patch, and the label values that stand for them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,6 +24,8 @@ pub enum PatchResult {
 pub struct StatusMetrics {
     /// `praetor_status_patches_total`.
     pub patches: IntCounterVec,
+    /// `praetor_status_transitions_total`.
+    pub transitions: IntCounter,
     /// `praetor_status_patch_seconds`.
     pub patch_seconds: Histogram,
     /// `praetor_status_queue_depth`.
@@ -75,6 +77,10 @@ impl StatusMetrics {
                     "Status patches of DeviceProcesses and NetworkSwitches by result.",
                 ),
                 &["result"],
+            )?,
+            transitions: IntCounter::new(
+                "praetor_status_transitions_total",
+                "Status patches that were written and changed more than counters: what somebody waits for.",
             )?,
             patch_seconds: Histogram::with_opts(
                 HistogramOpts::new("praetor_status_patch_seconds", "Time from sending a status patch to its answer.")
@@ -145,6 +151,7 @@ impl StatusMetrics {
             metrics.write_rate.with_label_values(&[class.as_str()]);
         }
         registry.register(Box::new(metrics.patches.clone()))?;
+        registry.register(Box::new(metrics.transitions.clone()))?;
         registry.register(Box::new(metrics.patch_seconds.clone()))?;
         registry.register(Box::new(metrics.queue_depth.clone()))?;
         registry.register(Box::new(metrics.queue_oldest.clone()))?;
@@ -157,7 +164,10 @@ impl StatusMetrics {
     }
 
     /// Counts a patch.
-    pub fn patch(&self, result: PatchResult) {
+    pub fn patch(&self, class: Class, result: PatchResult) {
         self.patches.with_label_values(&[result.as_str()]).inc();
+        if (class, result) == (Class::Transitions, PatchResult::Ok) {
+            self.transitions.inc();
+        }
     }
 }

@@ -355,7 +355,7 @@ impl Writer {
             Ok(Err(error)) => (PatchResult::Error, Answer::Failed(error.to_string())),
             Err(_) => (PatchResult::Error, Answer::Failed(format!("no answer within {CALL_TIMEOUT:?}"))),
         };
-        self.metrics.patch(result);
+        self.metrics.patch(class, result);
         answer
     }
 
