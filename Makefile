@@ -75,10 +75,10 @@ e2e: ## The whole story in a cluster of its own: kind, or a node from the real K
 
 ##@ Change it
 
-test: tools fmt-check purity clippy docs agent-only generated unit integration ## Everything that must hold before a change is done
+test: tools fmt-check purity clippy docs agent-only generated monitoring unit integration ## Everything that must hold before a change is done
 	@echo "test: everything holds"
 
-lint: tools fmt-check purity clippy docs generated ## The checks of `make test` that start nothing
+lint: tools fmt-check purity clippy docs generated monitoring ## The checks of `make test` that start nothing
 
 fmt: tools ## Format the code
 	@$(CARGO) fmt
@@ -119,6 +119,10 @@ docs: ## The documentation builds and its links lead somewhere
 generated: binaries ## The CRDs in crd/ are what the types say, and the README names every flag and metric
 	@hack/check-generated.sh
 	@hack/check-readme.sh
+
+monitoring: ## Rules, alerts with their tests and runbooks, scrape configurations; and that check can fail
+	@hack/check-monitoring.sh --self-test
+	@hack/check-monitoring.sh
 
 # With the tests, so that every step uses one build of the dependencies: tests ask for more features of some.
 binaries: ## The binaries and all tests, unoptimized
