@@ -275,7 +275,8 @@ impl ControlPlane {
                 .await;
             kubectl.apply_kustomization(&repository().join("config/rbac")).await;
             // The apiserver judges by what its own watches have shown it of these rules.
-            for rule in [["list", "deviceprocesses.azure.com"], ["create", "leases.coordination.k8s.io"]] {
+            // Kinds of its own, since there may be no CRDs.
+            for rule in [["create", "events.events.k8s.io"], ["create", "leases.coordination.k8s.io"]] {
                 let ask = ["auth", "can-i", rule[0], rule[1], "--as", MANAGER_USER, "-n", MANAGER_NAMESPACE];
                 wait_for(Duration::from_secs(30), format!("the manager to be allowed to {rule:?}"), async || {
                     let said = kubectl.output(&ask, None).await;
