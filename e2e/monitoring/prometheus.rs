@@ -4,7 +4,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use http::Method;
 use serde_json::Value;
@@ -103,6 +103,19 @@ impl Prometheus {
         match self.ask(query).await?.as_slice() {
             [(_, value)] => Ok(*value),
             other => Err(format!("{query}: one series wanted, got {other:?}")),
+        }
+    }
+
+    /// Returns when every replica has been scraped since the call, and the records, of which this is the last, have been
+    /// made from that.
+    pub async fn catch_up(&self) {
+        for query in ["min(timestamp(up{job=\"praetor\"}))", "min(timestamp(praetor:report_seconds:p99_5m))"] {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64();
+            wait_for(Duration::from_secs(20), format!("{query} to be {now} or later"), async || {
+                let at = self.value(query).await?;
+                if at >= now { Ok(()) } else { Err(at.to_string()) }
+            })
+            .await;
         }
     }
 

@@ -120,6 +120,6 @@ mod tests {
         metrics.sample();
         assert!(metrics.cpu.get() > 0.0 && metrics.open_fds.get() >= 3.0);
         let started = registry.gather().into_iter().find(|f| f.name() == "process_start_time_seconds").unwrap();
-        assert!(started.get_metric()[0].get_gauge().value() > 1_700_000_000.0);
+        assert!(started.get_metric()[0].get_gauge().get_value() > 1_700_000_000.0);
     }
 }
