@@ -99,11 +99,17 @@ secret() { # name, key
 
 pods=app.kubernetes.io/name=praetor,app.kubernetes.io/component=manager
 
+# The text in Go's quotes.
+unquote() {
+  local text="${1:1:-1}"
+  printf '%b' "${text//\\\"/\"}"
+}
+
 # Why a replica of the newest revision is not ready, a line each; nothing when nothing is wrong yet, or when the revision
 # that was just applied has not been looked at. The message of a container that ended is the end of its log.
 troubles() {
   local revision pod reason words ended
-  n get deployment praetor-manager --output 'go-template={{.metadata.generation}} {{or .status.observedGeneration 0}}' |
+  n get deployment praetor-manager --output 'go-template={{.metadata.generation}} {{or .status.observedGeneration 0}}{{"\n"}}' |
     { read -r applied observed && [[ "$applied" == "$observed" ]]; } || return 0
   revision="$(n get replicasets --selector "$pods" --output \
     'go-template={{range .items}}{{index .metadata.annotations "deployment.kubernetes.io/revision"}} {{index .metadata.labels "pod-template-hash"}}{{"\n"}}{{end}}' | sort -n | tail -n 1)"
@@ -111,8 +117,8 @@ troubles() {
     'go-template={{range .items}}{{$pod := .metadata.name}}{{range .status.containerStatuses}}{{$words := ""}}{{$ended := ""}}{{with .state.waiting}}{{$words = .message}}{{end}}{{with .lastState.terminated}}{{$ended = .message}}{{end}}{{with .state.waiting}}{{printf "%s\t%s\t%q\t%q\n" $pod .reason (or $words "") (or $ended "")}}{{end}}{{end}}{{end}}' |
     while IFS=$'\t' read -r pod reason words ended; do
       # Quoted, so that each is one line whatever it holds.
-      words="$(printf '%b' "${words:1:-1}" | tr '\n' ' ')"
-      ended="$(printf '%b' "${ended:1:-1}" | tail -n 1)"
+      words="$(unquote "$words" | tr '\n' ' ')"
+      ended="$(unquote "$ended" | awk 'NF { last = $0 } END { print last }')"
       case "$reason" in
         ErrImagePull | ImagePullBackOff | ErrImageNeverPull | InvalidImageName)
           echo "$pod: the image $image cannot be had ($reason): load it into the cluster or push it, or set IMAGE. ${words:0:300}" ;;
