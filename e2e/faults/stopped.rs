@@ -68,7 +68,8 @@ async fn all_are_away(world: &mut World) {
         world.replicas.kill9(*which);
     }
     world.crowd.silence(&dying);
-    world.pass(seconds(5, 120)).await;
+    world.unjudged = seconds(5, 120);
+    world.pass(world.unjudged).await;
     world.replicas.restart(all[0]).await;
     let first = Instant::now();
     for which in &all[1..] {

@@ -150,7 +150,7 @@ async fn all_die(world: &mut World) {
     world.crowd.silence(&world.names);
     let time = Duration::from_secs_f64(count as f64 / trickle() as f64);
     world.only_dead(&world.names, world.scale.window() + VERDICT + Duration::from_secs(5) + time).await;
-    world.trickling = time;
+    world.unjudged = time;
     eprintln!("         all found out after {:.1} s", died.elapsed().as_secs_f64());
     let story = world.story();
     let mut verdicts: Vec<_> = story.versions.iter().filter(|v| v.at > died && v.connected == Some(false)).collect();

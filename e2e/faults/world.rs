@@ -84,8 +84,8 @@ pub struct World {
     /// Its servers end with it.
     pub plane: &'static ControlPlane,
     removed: Vec<String>,
-    /// How much later verdicts come when all devices are silent at once.
-    pub trickling: Duration,
+    /// How much later verdicts may come: nobody was there to judge, or a mass of them is written at a trickle.
+    pub unjudged: Duration,
     begun: Instant,
 }
 
@@ -144,9 +144,9 @@ impl World {
         };
         let crowd = Arc::new(Crowd::start(&replicas.gates(), &names, pace));
         crowd.acked(seconds(120, 180)).await;
-        let (removed, trickling, begun) = (Vec::new(), Duration::ZERO, Instant::now());
+        let (removed, unjudged, begun) = (Vec::new(), Duration::ZERO, Instant::now());
         let world =
-            Self { replicas, crowd, names, recorder, cluster, namespace, scale, plane, removed, trickling, begun };
+            Self { replicas, crowd, names, recorder, cluster, namespace, scale, plane, removed, unjudged, begun };
         world.verify("the beginning").await;
         world
     }
@@ -169,7 +169,7 @@ impl World {
         loop {
             let rules = Rules {
                 window: self.scale.window(),
-                verdict: TAKE_OVER + self.trickling,
+                verdict: TAKE_OVER + self.unjudged,
                 lag: Duration::from_secs(2),
                 ack_lag: Duration::from_secs(5),
                 end: Instant::now(),
