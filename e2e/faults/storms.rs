@@ -143,7 +143,9 @@ async fn killed_between_status_and_event(world: &mut World) {
 async fn all_die(world: &mut World) {
     world.act("18: all devices die");
     world.crowd.acked(seconds(10, 30)).await;
-    let failures = world.replicas.sum("praetor_lease_failures_total").await;
+    let leases = async || world.replicas.sum("praetor_lease_failures_total").await;
+    let views = async || world.replicas.sum("praetor_view_changes_total").await;
+    let (failures, changes) = (leases().await, views().await);
     let leader = world.replicas.led(AGREED).await;
     let count = world.names.len();
     let died = Instant::now();
@@ -166,8 +168,9 @@ async fn all_die(world: &mut World) {
     eprintln!("         {most} devices in one second at most");
     // Each replica trickles by itself, and the last ones are no mass any more; a second may hold two of its ticks.
     assert!(most <= (trickle() * 2 + 10) * 3, "{most} devices within a second");
-    assert_eq!(world.replicas.sum("praetor_lease_failures_total").await, failures, "Leases had to wait");
-    assert_eq!(world.replicas.leader().await, Some(leader));
+    // A call may fail on a busy machine; a Lease that is not renewed in time would change the view.
+    eprintln!("         {} calls about Leases failed", leases().await - failures);
+    assert_eq!((views().await, world.replicas.leader().await), (changes, Some(leader)), "Leases had to wait");
     world.verify("all died").await;
     world.recorder.wait_events("MassDisconnect", "", 1, Duration::from_secs(15)).await;
     let said = world.recorder.events("MassDisconnect", "");
