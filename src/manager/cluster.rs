@@ -2,8 +2,10 @@
 
 use crate::desired::index::Kind;
 use crate::desired::watch;
+use k8s_openapi::apimachinery::pkg::version::Info;
 use kube::api::ListParams;
 use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::core::Status;
 use kube::{Client, Config};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -14,6 +16,8 @@ use tokio::time::timeout;
 const PATIENCE: Duration = Duration::from_secs(60);
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_secs(2);
+/// Oldest Kubernetes 1.x that is worked with.
+const OLDEST_MINOR: u32 = 30;
 
 /// Why the cluster cannot be used.
 #[derive(Debug, Error)]
@@ -29,6 +33,9 @@ pub enum ClusterError {
     /// Neither in a cluster nor with a default kubeconfig.
     #[error("no way to a cluster: not in a pod, and the default kubeconfig cannot be used ({0}); use --kubeconfig")]
     Nowhere(String),
+    /// What the manager and its manifests rely on is not there yet.
+    #[error("the apiserver is Kubernetes {0}: 1.{OLDEST_MINOR} or newer is needed")]
+    TooOld(String),
     /// A CustomResourceDefinition is missing.
     #[error("the cluster does not know {0} of azure.com/v1alpha1: install the CRDs first (kubectl apply -k crd)")]
     MissingCrd(&'static str),
@@ -96,35 +103,57 @@ pub async fn connect(kubeconfig: Option<&Path>) -> Result<Clients, ClusterError>
     Ok(Clients { watch: client(config.clone())?, status: client(config.clone())?, leases: client(config)?, url })
 }
 
-/// Waits until the apiserver answers, and makes sure that it knows the kinds and lets them be listed.
+/// Waits until the apiserver answers, and makes sure that it is new enough, knows the kinds and lets them be listed.
 ///
 /// # Errors
 /// See [`ClusterError`].
 pub async fn check(clients: &Clients) -> Result<(), ClusterError> {
     let started = Instant::now();
+    // Whoever may not ask for the version may still work; what is really missing shows below.
+    if let Ok(version) = answered(clients, started, || clients.watch.apiserver_version()).await?
+        && too_old(&version)
+    {
+        return Err(ClusterError::TooOld(version.git_version));
+    }
     for kind in Kind::ALL {
         let api = watch::all(clients.watch.clone(), kind);
-        loop {
-            let reason = match timeout(CALL_TIMEOUT, api.list(&ListParams::default().limit(1))).await {
-                Ok(Ok(_)) => break,
+        let first = ListParams::default().limit(1);
+        if let Err(refusal) = answered(clients, started, || api.list(&first)).await? {
+            return Err(match refusal.code {
                 // By the code: for a group that it does not know the apiserver's 404 is plain text, without a reason.
-                Ok(Err(kube::Error::Api(status))) if status.code == 404 => {
-                    return Err(ClusterError::MissingCrd(kind.as_str()));
-                }
-                Ok(Err(kube::Error::Api(status))) if status.is_forbidden() || status.code == 401 => {
-                    return Err(ClusterError::Refused { kind: kind.as_str(), reason: status.message });
-                }
-                Ok(Err(error)) => chain(&error),
-                Err(_) => format!("no answer within {CALL_TIMEOUT:?}"),
-            };
-            if started.elapsed() >= PATIENCE {
-                return Err(ClusterError::Unreachable { url: clients.url.clone(), reason });
-            }
-            tracing::warn!(url = clients.url, reason, "the apiserver cannot be reached, trying again");
-            tokio::time::sleep(PAUSE).await;
+                404 => ClusterError::MissingCrd(kind.as_str()),
+                _ => ClusterError::Refused { kind: kind.as_str(), reason: refusal.message },
+            });
         }
     }
     Ok(())
+}
+
+/// Calls until there is an answer, or a refusal that no repetition changes (401, 403, 404).
+async fn answered<T, F: Future<Output = kube::Result<T>>>(
+    clients: &Clients,
+    started: Instant,
+    call: impl Fn() -> F,
+) -> Result<Result<T, Box<Status>>, ClusterError> {
+    loop {
+        let reason = match timeout(CALL_TIMEOUT, call()).await {
+            Ok(Ok(answer)) => return Ok(Ok(answer)),
+            Ok(Err(kube::Error::Api(status))) if matches!(status.code, 401 | 403 | 404) => return Ok(Err(status)),
+            Ok(Err(error)) => chain(&error),
+            Err(_) => format!("no answer within {CALL_TIMEOUT:?}"),
+        };
+        if started.elapsed() >= PATIENCE {
+            return Err(ClusterError::Unreachable { url: clients.url.clone(), reason });
+        }
+        tracing::warn!(url = clients.url, reason, "the apiserver cannot be reached, trying again");
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+/// Some providers write the minor version as `29+`. What cannot be read is taken for new.
+fn too_old(version: &Info) -> bool {
+    let digits = version.minor.trim_end_matches(|c: char| !c.is_ascii_digit());
+    version.major == "1" && digits.parse().is_ok_and(|minor: u32| minor < OLDEST_MINOR)
 }
 
 /// An error with its causes on one line, none said twice.
@@ -139,4 +168,56 @@ fn chain(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     text.replace('\n', " ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::{Request, Response};
+    use kube::client::Body;
+    use serde_json::json;
+
+    /// An apiserver of this version (none: it does not tell) that answers lists with `lists`.
+    async fn check_against(minor: Option<&'static str>, lists: u16) -> Result<(), ClusterError> {
+        let service = tower::service_fn(move |request: Request<Body>| async move {
+            let (code, body) = match (request.uri().path(), minor) {
+                ("/version", None) => {
+                    (403, json!({ "kind": "Status", "status": "Failure", "code": 403, "message": "no" }))
+                }
+                ("/version", Some(minor)) => (
+                    200,
+                    json!({
+                        "major": "1", "minor": minor, "gitVersion": format!("v1.{minor}.3"), "gitCommit": "", "gitTreeState": "",
+                        "buildDate": "", "goVersion": "", "compiler": "", "platform": "",
+                    }),
+                ),
+                _ if lists == 200 => (200, json!({ "kind": "List", "apiVersion": "v1", "metadata": {}, "items": [] })),
+                _ => (lists, json!({ "kind": "Status", "status": "Failure", "code": lists, "message": "no" })),
+            };
+            Ok::<_, std::convert::Infallible>(
+                Response::builder().status(code).body(Body::from(body.to_string().into_bytes())).unwrap(),
+            )
+        });
+        let client = Client::new(service, "default");
+        let url = "http://test".to_owned();
+        check(&Clients { watch: client.clone(), status: client.clone(), leases: client, url }).await
+    }
+
+    #[tokio::test]
+    async fn old_clusters_are_refused_in_one_line() {
+        for minor in ["29", "28+", "9"] {
+            let error = check_against(Some(minor), 200).await.unwrap_err().to_string();
+            assert_eq!(error, format!("the apiserver is Kubernetes v1.{minor}.3: 1.30 or newer is needed"));
+        }
+        for minor in ["30", "34+", "130", "", "new"] {
+            check_against(Some(minor), 200).await.unwrap_or_else(|error| panic!("{minor}: {error}"));
+        }
+    }
+
+    #[tokio::test]
+    async fn an_apiserver_may_keep_its_version_for_itself() {
+        check_against(None, 200).await.unwrap();
+        assert!(matches!(check_against(None, 404).await, Err(ClusterError::MissingCrd("NetworkSwitch"))));
+        assert!(matches!(check_against(Some("34"), 403).await, Err(ClusterError::Refused { .. })));
+    }
 }

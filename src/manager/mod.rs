@@ -5,9 +5,11 @@
 //! - [`run`]: what each command does
 //! - [`replica`]: a running replica: its parts, its start and its stop
 //! - [`error`]: why it does not run
+//! - [`advice`]: and what to do about it in a pod
 //! - [`admin`]: health, metrics, debugging
 //! - [`metrics`]: what belongs to no other room
 pub mod admin;
+pub mod advice;
 pub mod arguments;
 pub mod cluster;
 pub mod error;

@@ -1,5 +1,6 @@
 //! Edge: what each command does.
 
+use super::advice;
 use super::arguments::{Arguments, Command, RunArguments};
 use super::error::RunError;
 use super::replica;
@@ -13,6 +14,7 @@ use std::process::ExitCode;
 /// Runs what the arguments say.
 #[must_use]
 pub fn main(arguments: Arguments) -> ExitCode {
+    let namespace = arguments.run.namespace.clone();
     let result = match arguments.command {
         Some(Command::Token { device, auth }) => print_token(&device, &auth),
         Some(Command::Crds { output_dir }) => print_crds(output_dir.as_deref()),
@@ -21,10 +23,20 @@ pub fn main(arguments: Arguments) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("praetor-manager: {error}");
+            // One line, in a pod's log too.
+            match advice::in_a_pod(&error, &namespace).filter(|_| in_a_pod()) {
+                Some(advice) => eprintln!("praetor-manager: {error}; {advice}"),
+                None => eprintln!("praetor-manager: {error}"),
+            }
             ExitCode::FAILURE
         }
     }
+}
+
+/// Kubernetes tells every container where the apiserver is.
+#[allow(clippy::disallowed_methods)]
+fn in_a_pod() -> bool {
+    std::env::var_os("KUBERNETES_SERVICE_HOST").is_some()
 }
 
 fn print_token(device: &str, auth: &AuthArguments) -> Result<(), RunError> {

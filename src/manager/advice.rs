@@ -1,0 +1,62 @@
+//! Pure: what to do about a start that failed for want of a Secret.
+
+use super::error::RunError;
+use crate::gateway::credentials::AuthError;
+use crate::peers::key::KeyError;
+use std::io::ErrorKind;
+use std::path::Path;
+
+/// What an operator should do, for a manager that runs in a pod of `namespace`. Says something only when a file of
+/// secrets is not there: the pod sees an empty folder where a Secret should be, named as the Secret.
+#[must_use]
+pub fn in_a_pod(error: &RunError, namespace: &str) -> Option<String> {
+    let path = match error {
+        RunError::Auth(AuthError::Unreachable { flag: "--device-token-secret-file", path, error })
+            if error.kind() == ErrorKind::NotFound =>
+        {
+            path
+        }
+        RunError::PeerKey(KeyError::Unreadable { path, error }) if error.kind() == ErrorKind::NotFound => path,
+        _ => return None,
+    };
+    let text = |part: Option<&std::ffi::OsStr>| part.and_then(|part| part.to_str()).map(str::to_owned);
+    let (secret, key) = (text(path.parent().and_then(Path::file_name))?, text(path.file_name())?);
+    Some(format!(
+        "the Secret {secret} is missing in {namespace}, or has no {key}; make deploy creates it, or: kubectl -n \
+         {namespace} create secret generic {secret} --from-literal={key}=\"$(openssl rand -hex 32)\""
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io;
+
+    fn auth(flag: &'static str, kind: ErrorKind) -> RunError {
+        let path = "/etc/praetor/praetor-device-secret/token-secret".into();
+        RunError::Auth(AuthError::Unreachable { flag, path, error: io::Error::from(kind) })
+    }
+
+    #[test]
+    fn names_the_secret_and_the_command() {
+        let advice = in_a_pod(&auth("--device-token-secret-file", ErrorKind::NotFound), "infra").unwrap();
+        assert_eq!(
+            advice,
+            "the Secret praetor-device-secret is missing in infra, or has no token-secret; make deploy creates it, or: \
+             kubectl -n infra create secret generic praetor-device-secret \
+             --from-literal=token-secret=\"$(openssl rand -hex 32)\""
+        );
+        let path = "/etc/praetor/praetor-peer-key/key".into();
+        let error = RunError::PeerKey(KeyError::Unreadable { path, error: io::Error::from(ErrorKind::NotFound) });
+        let advice = in_a_pod(&error, "infra").unwrap();
+        assert!(advice.starts_with("the Secret praetor-peer-key is missing in infra, or has no key; "), "{advice}");
+        assert!(!advice.contains('\n'));
+    }
+
+    #[test]
+    fn says_nothing_about_other_faults() {
+        assert_eq!(in_a_pod(&auth("--device-token-secret-file", ErrorKind::PermissionDenied), "infra"), None);
+        assert_eq!(in_a_pod(&auth("--device-tokens-file", ErrorKind::NotFound), "infra"), None);
+        assert_eq!(in_a_pod(&RunError::Unadvertised, "infra"), None);
+    }
+}
