@@ -175,16 +175,31 @@ pub fn malformed(answer: &[u8]) -> Option<Vec<u8>> {
         }
         .into(),
     };
-    let body = serde_json::to_string(&problem).unwrap_or_default();
     let date =
         headers.lines().find(|line| line.starts_with("date:")).map(|line| format!("{line}\r\n")).unwrap_or_default();
-    let length = body.len();
-    Some(
-        format!(
-            "HTTP/1.1 {status} {title}\r\ncache-control: no-store\r\ncontent-type: {PROBLEM_JSON}\r\nconnection: close\r\ncontent-length: {length}\r\n{date}\r\n{body}"
-        )
-        .into_bytes(),
+    Some(last_words(&problem, &date))
+}
+
+/// What a client hears that speaks plain HTTP on a port for HTTPS.
+#[must_use]
+pub fn plain_http() -> Vec<u8> {
+    let problem = Problem {
+        kind: "about:blank".into(),
+        title: "Bad Request".into(),
+        status: 400,
+        detail: "This port speaks HTTPS: use https:// in its URL.".into(),
+    };
+    last_words(&problem, "")
+}
+
+/// A whole answer that ends its connection, byte for byte. `date` is empty or a line with its end.
+fn last_words(problem: &Problem, date: &str) -> Vec<u8> {
+    let body = serde_json::to_string(problem).unwrap_or_default();
+    let (Problem { status, title, .. }, length) = (problem, body.len());
+    format!(
+        "HTTP/1.1 {status} {title}\r\ncache-control: no-store\r\ncontent-type: {PROBLEM_JSON}\r\nconnection: close\r\ncontent-length: {length}\r\n{date}\r\n{body}"
     )
+    .into_bytes()
 }
 
 /// Length of a date in HTTP (RFC 9110 §5.6.7).

@@ -54,6 +54,8 @@ struct Wire<T, R> {
     sent: u32,
     /// An answer past hyper, and how much of it is sent.
     instead: Option<(Vec<u8>, usize)>,
+    /// Something past hyper may still be on its way within the stream: TLS takes bytes before it can send them.
+    unflushed: bool,
     shut: bool,
 }
 
@@ -111,6 +113,26 @@ impl State {
         self.tell(CUT);
     }
 
+    /// Whether it has been cut.
+    pub(super) fn is_cut(&self) -> bool {
+        self.order.load(Relaxed) == CUT
+    }
+
+    /// Waits until the sweeper ends the connection, in order or not. For the time before there are requests.
+    pub(super) async fn told(&self) {
+        poll_fn(|cx| {
+            // First the waker, so that no order falls in between.
+            *self.waker.lock() = Some(cx.waker().clone());
+            if self.order.load(Relaxed) == 0 { Poll::Pending } else { Poll::Ready(()) }
+        })
+        .await;
+    }
+
+    /// Shows the sweeper what the connection is doing.
+    pub(super) fn set_phase(&self, phase: Phase) {
+        self.phase.store(phase as u8, Relaxed);
+    }
+
     fn tell(&self, order: u8) {
         if self.order.fetch_max(order, Relaxed) < order
             && let Some(waker) = &*self.waker.lock()
@@ -148,6 +170,16 @@ impl State {
         self.meaning.lock().take()
     }
 
+    /// Whether an answer cannot be sent because the client does not read.
+    fn waits_for_client(&self, waits: bool) {
+        if waits {
+            self.stalled.store(true, Relaxed);
+        } else if self.stalled.load(Relaxed) {
+            self.stalled.store(false, Relaxed);
+            self.progress.store(self.progress.load(Relaxed).wrapping_add(1), Relaxed);
+        }
+    }
+
     /// A request is there, with a body of this length if that is known.
     pub(super) fn begin(&self, body_bytes: Option<usize>) {
         self.body_bytes.store(body_bytes.unwrap_or(usize::MAX), Relaxed);
@@ -175,7 +207,16 @@ where
     R: Reports,
 {
     let shortcut = Shortcut::new(gateway.clone(), state.clone());
-    let wire = Wire { stream, state: state.clone(), shortcut, written: 0, sent: 0, instead: None, shut: false };
+    let wire = Wire {
+        stream,
+        state: state.clone(),
+        shortcut,
+        written: 0,
+        sent: 0,
+        instead: None,
+        unflushed: false,
+        shut: false,
+    };
     let session = Session::new(gateway, state.clone());
     // The sweeper keeps the times: hyper's own timeout for heads would end idle connections, too.
     let mut builder = http1::Builder::new();
@@ -219,21 +260,20 @@ impl<T: AsyncRead + AsyncWrite + Unpin, R: Reports> Wire<T, R> {
         if self.state.phase.load(Relaxed) == Phase::Idle as u8 {
             self.written = self.state.requests();
         }
-        match written {
-            Poll::Pending => self.state.stalled.store(true, Relaxed),
-            Poll::Ready(_) if self.state.stalled.load(Relaxed) => {
-                self.state.stalled.store(false, Relaxed);
-                self.state.progress.store(self.state.progress.load(Relaxed).wrapping_add(1), Relaxed);
-            }
-            Poll::Ready(_) => {}
-        }
+        self.state.waits_for_client(written.is_pending());
+    }
+
+    fn poll_flush_stream(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let flushed = Pin::new(&mut self.stream).poll_flush(cx);
+        self.state.waits_for_client(flushed.is_pending());
+        flushed
     }
 
     /// Sends what replaces an answer of hyper's.
     fn poll_instead(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while let Some((answer, sent)) = &mut self.instead {
             if *sent == answer.len() {
-                self.instead = None;
+                (self.instead, self.unflushed) = (None, true);
                 break;
             }
             let written = Pin::new(&mut self.stream).poll_write(cx, &answer[*sent..]);
@@ -245,6 +285,10 @@ impl<T: AsyncRead + AsyncWrite + Unpin, R: Reports> Wire<T, R> {
             }
             self.note(&written);
             ready!(written)?;
+        }
+        if self.unflushed {
+            ready!(self.poll_flush_stream(cx))?;
+            self.unflushed = false;
         }
         Poll::Ready(Ok(()))
     }
@@ -290,6 +334,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin, R: Reports> AsyncRead for Wire<T, R> {
             if sent < answer.len() {
                 wire.instead = Some((answer.to_vec(), sent));
             }
+            wire.unflushed = true;
             wire.note(&written);
             if let Poll::Ready(Err(error)) = written {
                 return Poll::Ready(Err(error));
@@ -335,7 +380,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin, R: Reports> AsyncWrite for Wire<T, R> {
         ready!(self.poll_instead(cx))?;
         // hyper flushes when it has written all that it has.
         self.sent = self.written;
-        Pin::new(&mut self.stream).poll_flush(cx)
+        self.poll_flush_stream(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

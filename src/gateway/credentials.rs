@@ -1,6 +1,7 @@
 //! Edge: where tokens and secrets come from: flags, environment, and files that are reloaded.
 
 use super::auth::{Methods, Unreadable, read_devices, read_secrets, read_token};
+use super::files;
 use parking_lot::{Mutex, RwLock};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -8,13 +9,10 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 /// Environment variable of `--device-token-secret`: one secret, or several with commas between.
 pub const SECRET_VARIABLE: &str = "APOLLO_GATEWAY_TOKEN_SECRET";
-/// How often files are looked at.
-const RELOAD_INTERVAL: Duration = Duration::from_secs(5);
 /// Files up to this size are read each time, bytes; longer ones only when their metadata moved.
 const SMALL_FILE_BYTES: u64 = 64 * 1024;
 
@@ -227,11 +225,7 @@ impl Credentials {
         if self.sources.lock().is_empty() {
             return shutdown.cancelled().await;
         }
-        while shutdown.run_until_cancelled(tokio::time::sleep(RELOAD_INTERVAL)).await.is_some() {
-            let credentials = self.clone();
-            // Fails only when reading panicked, and then the next round tries again.
-            let _ = tokio::task::spawn_blocking(move || credentials.reload()).await;
-        }
+        files::look_again(shutdown, move || self.reload()).await;
     }
 
     fn reload(&self) {

@@ -30,6 +30,46 @@ pub struct GatewayMetrics {
     pub connections_cut: IntCounter,
     /// Handlers that panicked.
     pub panics: IntCounter,
+    /// When the certificate of the port ends, seconds since 1970; 0 without TLS.
+    pub certificate_not_after: IntGauge,
+    handshakes: [IntCounter; Handshake::ALL.len()],
+}
+
+/// How a TLS handshake ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Handshake {
+    /// Well.
+    Ok,
+    /// The client refused, most likely because it does not trust the certificate.
+    Refused,
+    /// No version or cipher in common, or something that is no TLS.
+    Failed,
+    /// The client spoke plain HTTP.
+    PlainHttp,
+    /// The connection ended half-way: a probe of a load balancer, or a bad network.
+    Closed,
+    /// It took too long.
+    Timeout,
+}
+
+// === impl Handshake ===
+
+impl Handshake {
+    /// In the order of their declaration.
+    pub const ALL: [Self; 6] = [Self::Ok, Self::Refused, Self::Failed, Self::PlainHttp, Self::Closed, Self::Timeout];
+
+    /// The label.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Refused => "refused",
+            Self::Failed => "failed",
+            Self::PlainHttp => "plain_http",
+            Self::Closed => "closed",
+            Self::Timeout => "timeout",
+        }
+    }
 }
 
 /// A counter per code, resolved once.
@@ -63,6 +103,11 @@ impl GatewayMetrics {
                 .buckets(REPORT_BUCKETS.to_vec()),
         )?;
         registry.register(Box::new(report_seconds.clone()))?;
+        let handshakes = IntCounterVec::new(
+            Opts::new("praetor_tls_handshakes_total", "TLS handshakes on the device port by how they ended"),
+            &["result"],
+        )?;
+        registry.register(Box::new(handshakes.clone()))?;
         Ok(Self {
             desired: ByCode::register(
                 registry,
@@ -96,7 +141,17 @@ impl GatewayMetrics {
                 "praetor_request_panics_total",
                 "Requests that were answered 500 because a handler panicked",
             )?,
+            certificate_not_after: gauge(
+                "praetor_tls_certificate_not_after_timestamp_seconds",
+                "When the certificate of the device port ends, seconds since 1970; 0 without TLS",
+            )?,
+            handshakes: Handshake::ALL.map(|result| handshakes.with_label_values(&[result.as_str()])),
         })
+    }
+
+    /// Counts a handshake.
+    pub fn shaken(&self, result: Handshake) {
+        self.handshakes[result as usize].inc();
     }
 
     /// Counts an answer.

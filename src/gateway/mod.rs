@@ -2,6 +2,8 @@
 //!
 //! - [`path`]: which route and which device a request means
 //! - [`auth`], [`credentials`]: who may speak for a device; files of tokens, reloaded
+//! - [`tls`], `handshake`, [`validity`]: the port's certificate, reloaded, and how a connection begins with it
+//! - [`files`]: files that are looked at again and again
 //! - [`answer`]: answers and error bodies
 //! - [`service`]: the order of checks; the 304 that most requests end in
 //! - [`desired`]: answers that wait: long-polls, and replicas that are behind
@@ -18,6 +20,8 @@ pub mod body;
 pub mod connection;
 pub mod credentials;
 pub mod desired;
+pub mod files;
+mod handshake;
 pub mod limits;
 pub mod metrics;
 pub mod path;
@@ -26,6 +30,8 @@ pub mod report;
 pub mod server;
 pub mod service;
 mod shortcut;
+pub mod tls;
+pub mod validity;
 
 #[cfg(test)]
 mod tests;

@@ -1,10 +1,12 @@
 //! Edge: accepts connections, looks after them once a second, and ends them in order.
 
 use super::connection::{self, State};
+use super::handshake;
 use super::limits::{LIFETIME_SECONDS, Verdict, Watched};
-use super::metrics::Held;
+use super::metrics::{Handshake, Held};
 use super::report::Reports;
 use super::service::Gateway;
+use super::tls::Tls;
 use parking_lot::Mutex;
 use rand::Rng;
 use std::collections::HashMap;
@@ -13,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -30,6 +32,7 @@ const ACCEPT_DELAYS: (Duration, Duration) = (Duration::from_millis(10), Duration
 /// All open connections.
 pub struct Connections<R> {
     gateway: Arc<Gateway<R>>,
+    tls: Option<Arc<Tls>>,
     open: Arc<Mutex<HashMap<u64, Entry>>>,
     next: AtomicU64,
     slots: Arc<Semaphore>,
@@ -45,23 +48,26 @@ struct Entry {
 struct Listed {
     open: Arc<Mutex<HashMap<u64, Entry>>>,
     id: u64,
+    _held: Held,
 }
 
-/// Serves devices until the shutdown; then answers parked polls at once, finishes requests, and ends what is
-/// still there after 8 s.
+/// Serves devices until the shutdown, over HTTPS if there is a certificate; then answers parked polls at once,
+/// finishes requests, and ends what is still there after 8 s.
 pub async fn serve<R: Reports>(
     listener: TcpListener,
     gateway: Arc<Gateway<R>>,
+    tls: Option<Arc<Tls>>,
     max_connections: usize,
     shutdown: CancellationToken,
 ) {
     if let Ok(address) = listener.local_addr()
         && !address.ip().is_loopback()
         && !gateway.credentials.is_open()
+        && tls.is_none()
     {
-        tracing::warn!(%address, "devices' tokens come over plain HTTP");
+        tracing::warn!(%address, "devices' tokens come over plain HTTP; --tls-cert-file and --tls-key-file change that");
     }
-    let connections = Connections::new(gateway, max_connections);
+    let connections = Connections::new(gateway, tls, max_connections);
     let served = async {
         connections.accept(listener, &shutdown).await;
         connections.close().await;
@@ -77,10 +83,11 @@ pub async fn serve<R: Reports>(
 impl<R: Reports> Connections<R> {
     /// None open; at most `max_connections`.
     #[must_use]
-    pub fn new(gateway: Arc<Gateway<R>>, max_connections: usize) -> Self {
+    pub fn new(gateway: Arc<Gateway<R>>, tls: Option<Arc<Tls>>, max_connections: usize) -> Self {
         let most = u32::try_from(max_connections.clamp(1, Semaphore::MAX_PERMITS)).unwrap_or(u32::MAX);
         Self {
             gateway,
+            tls,
             open: Arc::default(),
             next: AtomicU64::new(0),
             slots: Arc::new(Semaphore::new(most as usize)),
@@ -97,7 +104,10 @@ impl<R: Reports> Connections<R> {
                     delay = ACCEPT_DELAYS.0;
                     // An answer is one small write; without the option it could wait for an acknowledgement.
                     let _ = stream.set_nodelay(true);
-                    self.start(stream, slot);
+                    match self.tls.clone() {
+                        None => self.start(stream, slot),
+                        Some(tls) => self.start_tls(stream, tls, slot),
+                    }
                 }
                 // The client went away before it was accepted.
                 Err(error)
@@ -134,15 +144,39 @@ impl<R: Reports> Connections<R> {
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
+        let ((state, listed), gateway) = (self.enlist(), self.gateway.clone());
+        tokio::spawn(async move {
+            let _keep = (slot, listed);
+            connection::run(stream, gateway, state).await;
+        });
+    }
+
+    /// The same, after a handshake. All limits hold from the first moment.
+    fn start_tls(&self, stream: TcpStream, tls: Arc<Tls>, slot: Option<OwnedSemaphorePermit>) {
+        let ((state, listed), gateway) = (self.enlist(), self.gateway.clone());
+        tokio::spawn(async move {
+            let _keep = (slot, listed);
+            let peer = stream.peer_addr().ok();
+            match handshake::shake(stream, &tls, &state).await {
+                Ok(stream) => {
+                    gateway.metrics.shaken(Handshake::Ok);
+                    connection::run(stream, gateway, state).await;
+                }
+                Err(error) => {
+                    gateway.metrics.shaken(error.counted(&state));
+                    tracing::debug!(?peer, %error, "no TLS handshake");
+                }
+            }
+        });
+    }
+
+    /// Puts a connection on the list.
+    fn enlist(&self) -> (Arc<State>, Listed) {
         let (state, id) = (State::new(), self.next.fetch_add(1, Ordering::Relaxed));
         let lifetime = rand::rng().random_range(LIFETIME_SECONDS);
         self.open.lock().insert(id, Entry { state: state.clone(), watched: Watched::new(lifetime) });
-        let listed = Listed { open: self.open.clone(), id };
-        let (gateway, held) = (self.gateway.clone(), Held::one(&self.gateway.metrics.connections));
-        tokio::spawn(async move {
-            let _keep = (slot, listed, held);
-            connection::run(stream, gateway, state).await;
-        });
+        let held = Held::one(&self.gateway.metrics.connections);
+        (state, Listed { open: self.open.clone(), id, _held: held })
     }
 
     /// Looks at every connection once a second; never returns.

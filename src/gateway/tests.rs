@@ -4,6 +4,7 @@ mod connections;
 mod contract;
 mod model;
 mod shortcut;
+mod tls;
 
 use super::access_log::AccessLog;
 use super::answer::Answer;

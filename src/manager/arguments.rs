@@ -2,9 +2,10 @@
 
 use crate::gateway::access_log::AccessLog;
 use crate::gateway::credentials::AuthArguments;
+use crate::gateway::files::path as file;
+use crate::gateway::tls::TlsArguments;
 use crate::runtime::telemetry::LogFormat;
 use clap::{Args, Parser, Subcommand};
-use std::convert::Infallible;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 
@@ -105,14 +106,12 @@ pub struct RunArguments {
     /// Log level, or directives such as `info,praetor::rollout=debug`.
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     pub log_level: String,
+    /// How the device port proves itself.
+    #[command(flatten)]
+    pub tls: TlsArguments,
     /// How devices prove who they are. Last, since its heading would stand over whatever follows.
     #[command(flatten)]
     pub auth: AuthArguments,
-}
-
-/// Also takes nothing, which clap's own parser of paths refuses.
-fn file(text: &str) -> Result<PathBuf, Infallible> {
-    Ok(text.into())
 }
 
 fn namespace(text: &str) -> Result<String, String> {

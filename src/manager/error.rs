@@ -3,6 +3,7 @@
 use super::cluster::ClusterError;
 use crate::api::schema::RenderError;
 use crate::gateway::credentials::AuthError;
+use crate::gateway::tls::TlsError;
 use crate::ownership::keeper::KeeperError;
 use crate::peers::key::KeyError;
 use std::net::SocketAddr;
@@ -18,6 +19,9 @@ pub enum RunError {
     /// How devices prove who they are.
     #[error(transparent)]
     Auth(#[from] AuthError),
+    /// The certificate of the device port.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The way to the apiserver.
     #[error(transparent)]
     Cluster(#[from] ClusterError),

@@ -12,6 +12,7 @@ use crate::gateway::credentials::Credentials;
 use crate::gateway::metrics::GatewayMetrics;
 use crate::gateway::server;
 use crate::gateway::service::Gateway;
+use crate::gateway::tls::Tls;
 use crate::ownership::keeper::{Keeper, KeeperOptions};
 use crate::ownership::metrics::OwnershipMetrics;
 use crate::ownership::shared::Ownership;
@@ -114,11 +115,12 @@ pub async fn run(arguments: RunArguments) -> Result<(), RunError> {
     let mut signals =
         Signals { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? };
     let credentials = Credentials::load(&arguments.auth)?;
+    let tls = Tls::load(&arguments.tls)?;
     let ports = Ports::open(&arguments).await?;
     let clients = cluster::connect(arguments.kubeconfig.as_deref().filter(|path| !path.as_os_str().is_empty())).await?;
     let (phases, mut vital) = (Phases::default(), Vital::default());
     let drain = Duration::from_secs(u64::from(arguments.drain_seconds));
-    let replica = Replica::start(arguments, credentials, ports, clients, &phases, &mut vital)?;
+    let replica = Replica::start(arguments, credentials, tls, ports, clients, &phases, &mut vital)?;
 
     // The ports are open by now, so that devices hear 503 and not nothing while an apiserver is waited for.
     tokio::select! {
@@ -189,6 +191,7 @@ impl Replica {
     fn start(
         arguments: RunArguments,
         credentials: Arc<Credentials>,
+        tls: Option<Arc<Tls>>,
         ports: Ports,
         clients: Clients,
         phases: &Phases,
@@ -208,6 +211,7 @@ impl Replica {
             version = env!("CARGO_PKG_VERSION"),
             identity,
             devices = %ports.devices.local_addr()?,
+            https = tls.is_some(),
             admin = %ports.admin.local_addr()?,
             peers = ports.peers.as_ref().map(|(.., address)| address.to_string()),
             "praetor-manager is up"
@@ -245,11 +249,15 @@ impl Replica {
         let intake =
             Intake::new(directory.clone(), roll.clone(), writer.clone(), ownership.clone(), relay, status_metrics);
         let last_events = LastEvents::new();
+        let certificate_not_after = gateway_metrics.certificate_not_after.clone();
         let gateway =
             Gateway::new(directory.clone(), intake.clone(), credentials.clone(), gateway_metrics, arguments.access_log);
 
         let Phases { leaving, serving, working, flushing } = phases;
         vital.workers.spawn("credentials", credentials.watch_files(working.clone()));
+        if let Some(tls) = tls.clone() {
+            vital.workers.spawn("certificate", tls.watch_files(certificate_not_after, working.clone()));
+        }
         let sweeper = Sweeper {
             directory: directory.clone(),
             roll: roll.clone(),
@@ -297,7 +305,7 @@ impl Replica {
         });
         vital.servers.spawn(
             "gateway",
-            server::serve(ports.devices, gateway.clone(), arguments.max_connections as usize, serving.clone()),
+            server::serve(ports.devices, gateway.clone(), tls, arguments.max_connections as usize, serving.clone()),
         );
         Ok(Self { clients, directory, roll, last_events, keeper, gateway })
     }

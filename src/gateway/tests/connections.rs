@@ -68,7 +68,7 @@ impl Port {
     }
 
     fn of(fixture: Fixture) -> Self {
-        let connections = Arc::new(Connections::new(fixture.gateway.clone(), 100));
+        let connections = Arc::new(Connections::new(fixture.gateway.clone(), None, 100));
         let swept = connections.clone();
         tokio::spawn(async move { swept.sweep().await });
         Self { fixture, connections }
@@ -313,7 +313,7 @@ async fn over_tcp_to_the_end() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let shutdown = CancellationToken::new();
-    let server = tokio::spawn(serve(listener, fixture.gateway.clone(), 1, shutdown.clone()));
+    let server = tokio::spawn(serve(listener, fixture.gateway.clone(), None, 1, shutdown.clone()));
     let mut first = Device(TcpStream::connect(address).await.unwrap());
     first.send(get("")).await;
     first.answer(true).await.unwrap().expect(200);

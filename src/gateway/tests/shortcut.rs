@@ -155,7 +155,7 @@ proptest! {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
         let result: Result<(), TestCaseError> = runtime.block_on(async {
             let fixture = Fixture::new();
-            let connections = Connections::new(fixture.gateway.clone(), 100);
+            let connections = Connections::new(fixture.gateway.clone(), None, 100);
             let connect = || {
                 let (near, far) = duplex(64 * 1024);
                 connections.start(far, None);
