@@ -1,10 +1,12 @@
 //! Edge: flags and environment, read once.
 
 use super::endpoint::{Endpoint, EndpointError};
+use super::trust::{Trust, TrustError};
 use crate::wire::name::is_device_name;
 use clap::Parser;
 use http::HeaderValue;
 use std::path::PathBuf;
+use std::rc::Rc;
 use tracing::level_filters::LevelFilter;
 
 const DEFAULT_STATE_FILE: &str = "/var/lib/apollo/agent/state.json";
@@ -20,9 +22,13 @@ pub struct Arguments {
     #[arg(long, value_name = "NAME", env = "APOLLO_DEVICE_NAME")]
     device_name: Option<String>,
 
-    /// Where the gateway is, http://HOST[:PORT][/PATH]; several (comma-separated or repeated) are tried in order
+    /// Where the gateway is, https://HOST[:PORT][/PATH] or http://…; several (comma-separated or repeated) are tried in order
     #[arg(long, value_name = "URL", env = "APOLLO_GATEWAY_URL", value_delimiter = ',')]
     gateway_url: Vec<String>,
+
+    /// File of the CA certificates (PEM) that gateways with https:// are checked against; read again when one is not trusted [default: those of the system]
+    #[arg(long, value_name = "FILE", env = "APOLLO_GATEWAY_CA_FILE")]
+    gateway_ca_file: Option<String>,
 
     /// This device's token; visible to other users of the device, so prefer the variable or the file
     #[arg(long, value_name = "TOKEN", env = "APOLLO_DEVICE_TOKEN", hide_env_values = true)]
@@ -56,6 +62,8 @@ pub struct Settings {
     pub device: String,
     /// At least one gateway, in the order in which they are tried.
     pub gateways: Vec<Endpoint>,
+    /// What gateways are checked against.
+    pub trust: Rc<Trust>,
     /// How the device proves who it is.
     pub token: Token,
     /// Where to keep what is held.
@@ -104,12 +112,15 @@ pub enum ArgumentError {
     /// The token's file.
     #[error("--device-token-file (APOLLO_DEVICE_TOKEN_FILE) {0}: {1}")]
     TokenFile(PathBuf, String),
+    /// The CAs.
+    #[error(transparent)]
+    Trust(#[from] TrustError),
 }
 
 // === impl Arguments ===
 
 impl Arguments {
-    /// Checks the arguments and reads the token's file.
+    /// Checks the arguments and reads the files of the token and of the CAs.
     ///
     /// # Errors
     /// The first thing that is missing or wrong.
@@ -132,9 +143,11 @@ impl Arguments {
             (None, Some(path)) => Token::read(PathBuf::from(path))?,
             (None, None) => Token::none(),
         };
+        let trust = Rc::new(Trust::new(present(self.gateway_ca_file).map(PathBuf::from))?);
         Ok(Settings {
             device,
             gateways,
+            trust,
             token,
             state_file: present(self.state_file).unwrap_or_else(|| DEFAULT_STATE_FILE.to_owned()).into(),
             observe_only: self.observe_only,
@@ -195,6 +208,7 @@ mod tests {
         let empty = Arguments {
             device_name: None,
             gateway_url: Vec::new(),
+            gateway_ca_file: None,
             device_token: None,
             device_token_file: None,
             state_file: None,
@@ -207,6 +221,7 @@ mod tests {
             match argument.split_once('=').unwrap() {
                 ("name", v) => filled.device_name = Some(v.into()),
                 ("url", v) => filled.gateway_url.push(v.into()),
+                ("ca", v) => filled.gateway_ca_file = Some(v.into()),
                 ("token", v) => filled.device_token = Some(v.into()),
                 ("file", v) => filled.device_token_file = Some(v.into()),
                 ("state", v) => filled.state_file = Some(v.into()),
@@ -219,8 +234,8 @@ mod tests {
     #[test]
     fn empty_means_absent() {
         let settings =
-            settle(&["name=d", "url=", "url= http://a ", "url=http://b", "token=", "file=", "state="]).unwrap();
-        assert_eq!(settings.gateways.iter().map(ToString::to_string).collect::<Vec<_>>(), ["http://a", "http://b"]);
+            settle(&["name=d", "url=", "url= http://a ", "url=https://b", "ca=", "token=", "file=", "state="]).unwrap();
+        assert_eq!(settings.gateways.iter().map(ToString::to_string).collect::<Vec<_>>(), ["http://a", "https://b"]);
         assert!(settings.token.value.is_none());
         assert_eq!(settings.state_file.to_str(), Some(DEFAULT_STATE_FILE));
         assert!(settle(&["name=", "url=http://a"]).unwrap_err().contains("APOLLO_DEVICE_NAME"));
@@ -233,13 +248,14 @@ mod tests {
             (vec!["name=A", "url=http://a"], "\"A\" is no device name"),
             (vec!["name=a\nb", "url=http://a"], "a\\nb"),
             (
-                vec!["name=d", "url=http://a", "url=https://b"],
-                "gateway URL 2 of --gateway-url (APOLLO_GATEWAY_URL): https is not supported",
+                vec!["name=d", "url=http://a", "url=ftp://b"],
+                "gateway URL 2 of --gateway-url (APOLLO_GATEWAY_URL): expected http://HOST",
             ),
             (vec!["name=d", "url=http://me:secret@a"], "user name or password"),
             (vec!["name=d", "url=http://a", "token=secret", "file=/x"], "either --device-token"),
             (vec!["name=d", "url=http://a", "token=sec\nret"], "no HTTP header"),
             (vec!["name=d", "url=http://a", "file=/nowhere/x"], "/nowhere/x"),
+            (vec!["name=d", "url=http://a", "ca=/nowhere/ca"], "APOLLO_GATEWAY_CA_FILE) /nowhere/ca"),
         ] {
             let line = settle(&arguments).unwrap_err();
             assert!(line.contains(part) && !line.contains('\n') && !line.contains("secret"), "{line}");

@@ -1,19 +1,29 @@
-//! Edge: one keep-alive connection to a gateway, HTTP/1.1.
+//! Edge: one keep-alive connection to a gateway, HTTP/1.1, with TLS or without.
 
+use super::distrust::{explain, is_about_trust};
 use super::endpoint::Endpoint;
+use super::trust::{Trust, TrustError};
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, StatusCode, header};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::client::conn::http1::{Builder, SendRequest};
 use hyper_util::rt::TokioIo;
+use rustls::pki_types::ServerName;
+use std::io;
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, lookup_host};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 /// Longest time for a TCP connection, name lookup apart.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest time for a TLS handshake; a slow device needs a part of a second for its share.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Largest head of an answer, and how much of a body is read at a time, bytes.
 const READ_BUFFER_BYTES: usize = 32 * 1024;
 /// Most addresses of one name that are tried.
@@ -56,6 +66,18 @@ pub enum RequestError {
     /// No address of the gateway accepts a connection.
     #[error("cannot connect to {0}: {1}")]
     Connect(SocketAddr, std::io::Error),
+    /// There is nothing to check the gateway's certificate against.
+    #[error(transparent)]
+    Trust(#[from] TrustError),
+    /// The gateway is not trusted, or speaks no TLS; nothing was sent to it.
+    #[error("{0}")]
+    Untrusted(String),
+    /// The CAs cannot be read again, while those that are known do not do.
+    #[error("{0} (and {1})")]
+    Outdated(String, TrustError),
+    /// The connection ended before it was one with TLS.
+    #[error("the connection broke in the TLS handshake: {0}")]
+    Handshake(io::Error),
     /// The request is none that HTTP allows.
     #[error("cannot make the request: {0}")]
     Request(#[from] http::Error),
@@ -71,8 +93,9 @@ pub enum RequestError {
 }
 
 /// At most one connection, kept alive between requests.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Client {
+    trust: Rc<Trust>,
     connection: Option<Connection>,
 }
 
@@ -87,9 +110,21 @@ struct Connection {
 #[derive(Debug)]
 struct Driver(JoinHandle<()>);
 
+/// Why a handshake failed.
+enum HandshakeError {
+    Tls(Box<rustls::Error>),
+    Io(io::Error),
+}
+
 // === impl Client ===
 
 impl Client {
+    /// Not connected yet.
+    #[must_use]
+    pub fn new(trust: Rc<Trust>) -> Self {
+        Self { trust, connection: None }
+    }
+
     /// Sends a request to the gateway that is counted `gateway`, over the kept connection if it leads there.
     ///
     /// # Errors
@@ -125,7 +160,7 @@ impl Client {
                 Err(error) => return Err(error),
             }
         }
-        let mut connection = Connection::open(gateway, endpoint).await?;
+        let mut connection = Connection::open(gateway, endpoint, &self.trust).await?;
         let (answer, keep) = connection.exchange(endpoint, request).await?;
         self.connection = keep.then_some(connection);
         Ok(answer)
@@ -135,35 +170,11 @@ impl Client {
 // === impl Connection ===
 
 impl Connection {
-    async fn open(gateway: usize, endpoint: &Endpoint) -> Result<Self, RequestError> {
-        let no_address = |error| RequestError::Lookup(endpoint.host.clone(), error);
-        let addresses: Vec<SocketAddr> = lookup_host((endpoint.host.as_str(), endpoint.port))
-            .await
-            .map_err(no_address)?
-            .take(MAX_ADDRESSES)
-            .collect();
-        // One address that swallows packets must not use up the time of the others.
-        let each = CONNECT_TIMEOUT / u32::try_from(addresses.len().max(1)).unwrap_or(1);
-        let mut result = Err(no_address(std::io::ErrorKind::NotFound.into()));
-        for address in addresses {
-            match timeout(each, TcpStream::connect(address)).await.unwrap_or_else(|late| Err(late.into())) {
-                Ok(stream) => {
-                    result = Ok(stream);
-                    break;
-                }
-                Err(error) => result = Err(RequestError::Connect(address, error)),
-            }
-        }
-        let stream = result?;
-        // A request is one small write; without the option it could wait for the last one's acknowledgement.
-        let _ = stream.set_nodelay(true);
-        let (sender, connection) =
-            Builder::new().max_buf_size(READ_BUFFER_BYTES).handshake(TokioIo::new(stream)).await?;
-        let driver = Driver(tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::trace!(%error, "connection ended");
-            }
-        }));
+    async fn open(gateway: usize, endpoint: &Endpoint, trust: &Trust) -> Result<Self, RequestError> {
+        let (sender, driver) = match &endpoint.tls {
+            None => http1(connect(endpoint).await?).await?,
+            Some(name) => http1(connect_tls(endpoint, name, trust).await?).await?,
+        };
         Ok(Self { gateway, sender, _driver: driver })
     }
 
@@ -188,6 +199,86 @@ impl Connection {
         let close = head.headers.get(header::CONNECTION).is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"close"));
         Ok((Incoming { status: head.status, headers: head.headers, body: body.to_bytes() }, !close))
     }
+}
+
+/// A TCP connection.
+async fn connect(endpoint: &Endpoint) -> Result<TcpStream, RequestError> {
+    let no_address = |error| RequestError::Lookup(endpoint.host.clone(), error);
+    let addresses: Vec<SocketAddr> =
+        lookup_host((endpoint.host.as_str(), endpoint.port)).await.map_err(no_address)?.take(MAX_ADDRESSES).collect();
+    // One address that swallows packets must not use up the time of the others.
+    let each = CONNECT_TIMEOUT / u32::try_from(addresses.len().max(1)).unwrap_or(1);
+    let mut result = Err(no_address(std::io::ErrorKind::NotFound.into()));
+    for address in addresses {
+        match timeout(each, TcpStream::connect(address)).await.unwrap_or_else(|late| Err(late.into())) {
+            Ok(stream) => {
+                result = Ok(stream);
+                break;
+            }
+            Err(error) => result = Err(RequestError::Connect(address, error)),
+        }
+    }
+    let stream = result?;
+    // A request is one small write; without the option it could wait for the last one's acknowledgement.
+    let _ = stream.set_nodelay(true);
+    Ok(stream)
+}
+
+/// A connection to somebody who has proved to be the gateway. When nobody has, the CAs are read again: they may have
+/// been replaced since.
+async fn connect_tls(
+    endpoint: &Endpoint,
+    name: &ServerName<'static>,
+    trust: &Trust,
+) -> Result<TlsStream<TcpStream>, RequestError> {
+    let connector = trust.connector()?;
+    let failed = |error: &rustls::Error| explain(error, &trust.to_string());
+    let error = match shake(&connector, name, connect(endpoint).await?).await {
+        Ok(stream) => return Ok(stream),
+        Err(HandshakeError::Io(error)) => return Err(RequestError::Handshake(error)),
+        Err(HandshakeError::Tls(error)) if !is_about_trust(&error) => {
+            return Err(RequestError::Untrusted(failed(&error)));
+        }
+        Err(HandshakeError::Tls(error)) => error,
+    };
+    match trust.reload() {
+        Ok(false) => return Err(RequestError::Untrusted(failed(&error))),
+        Err(unread) => return Err(RequestError::Outdated(failed(&error), unread)),
+        Ok(true) => {
+            tracing::info!(%trust, gateway = %endpoint, "the CA certificates have changed: trying with the new ones")
+        }
+    }
+    shake(&trust.connector()?, name, connect(endpoint).await?).await.map_err(|error| match error {
+        HandshakeError::Io(error) => RequestError::Handshake(error),
+        HandshakeError::Tls(error) => RequestError::Untrusted(failed(&error)),
+    })
+}
+
+async fn shake(
+    connector: &TlsConnector,
+    name: &ServerName<'static>,
+    stream: TcpStream,
+) -> Result<TlsStream<TcpStream>, HandshakeError> {
+    let shaken = timeout(HANDSHAKE_TIMEOUT, connector.connect(name.clone(), stream)).await;
+    shaken.unwrap_or_else(|late| Err(late.into())).map_err(|error| {
+        match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+            Some(error) => HandshakeError::Tls(Box::new(error.clone())),
+            None => HandshakeError::Io(error),
+        }
+    })
+}
+
+async fn http1<T>(stream: T) -> Result<(SendRequest<Full<Bytes>>, Driver), RequestError>
+where
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let (sender, connection) = Builder::new().max_buf_size(READ_BUFFER_BYTES).handshake(TokioIo::new(stream)).await?;
+    let driver = Driver(tokio::spawn(async move {
+        if let Err(error) = connection.await {
+            tracing::trace!(%error, "connection ended");
+        }
+    }));
+    Ok((sender, driver))
 }
 
 // === impl Driver ===
@@ -228,6 +319,10 @@ mod tests {
     const OK_CLOSE: &str = "HTTP/1.1 200 OK\r\nConnection: Close\r\nContent-Length: 2\r\n\r\nhi";
     const CHUNKED: &str = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n3\r\ndef\r\n0\r\n\r\n";
 
+    fn client() -> Client {
+        Client::new(Rc::new(Trust::new(None).unwrap()))
+    }
+
     fn get(timeout: Duration) -> Outgoing {
         Outgoing {
             method: Method::GET,
@@ -250,7 +345,7 @@ mod tests {
         let (listener, endpoint) = listen("127.0.0.1:0").await;
         // The server closes the first one silently and announces it on the second.
         let server = tokio::spawn(scripted(listener, vec![vec![OK, OK], vec![OK, OK_CLOSE], vec![OK]]));
-        let mut client = Client::default();
+        let mut client = client();
         for _ in 0..5 {
             let answer = client.send(0, &endpoint, &get(Duration::from_secs(10))).await.unwrap();
             assert_eq!((answer.status, &answer.body[..]), (StatusCode::OK, &b"hi"[..]));
@@ -269,7 +364,7 @@ mod tests {
     async fn ipv6() {
         let (listener, endpoint) = listen("[::1]:0").await;
         let server = tokio::spawn(scripted(listener, vec![vec![OK]]));
-        assert!(Client::default().send(0, &endpoint, &get(Duration::from_secs(10))).await.is_ok());
+        assert!(client().send(0, &endpoint, &get(Duration::from_secs(10))).await.is_ok());
         assert!(server.await.unwrap()[0][0].contains(&format!("host: [::1]:{}\r\n", endpoint.port)));
     }
 
@@ -279,7 +374,7 @@ mod tests {
         let (second, two) = listen("127.0.0.1:0").await;
         let first = tokio::spawn(scripted(first, vec![vec![OK, OK]]));
         let second = tokio::spawn(scripted(second, vec![vec![CHUNKED]]));
-        let mut client = Client::default();
+        let mut client = client();
         let mut request = get(Duration::from_secs(10));
         request.max_answer = 6;
         assert_eq!(client.send(0, &one, &request).await.unwrap().body, "hi");
@@ -300,7 +395,7 @@ mod tests {
                 vec!["", OK],
             ],
         ));
-        let mut client = Client::default();
+        let mut client = client();
         let long = client.send(0, &endpoint, &get(Duration::from_secs(10))).await;
         assert!(matches!(&long, Err(RequestError::Body(why)) if why.contains("5 bytes")), "{long:?}");
         let garbage = client.send(0, &endpoint, &get(Duration::from_secs(10))).await;

@@ -9,6 +9,7 @@
 //! - [`report`]: the bodies of reports
 //! - [`endpoint`]: where a gateway is
 //! - [`client`]: one keep-alive connection to a gateway
+//! - [`trust`], [`distrust`]: which CAs gateways are checked against; why one is not trusted
 //! - [`state`]: the state file
 //! - [`trouble`]: the log lines about a gateway that does not answer
 //! - [`run`]: the two loops and the signals
@@ -16,9 +17,11 @@
 pub mod arguments;
 pub mod cadence;
 pub mod client;
+pub mod distrust;
 pub mod endpoint;
 pub mod holding;
 pub mod report;
 pub mod run;
 pub mod state;
 pub mod trouble;
+pub mod trust;

@@ -91,6 +91,9 @@ async fn serve(mut settings: Settings) -> Result<(), StartError> {
     if settings.token.value.is_none() {
         warn!("no device token (--device-token-file, APOLLO_DEVICE_TOKEN): requests carry none");
     }
+    if settings.gateways.iter().any(|gateway| gateway.tls.is_some()) {
+        info!(trust = %settings.trust, "gateways with https:// are checked");
+    }
     let shared = Shared {
         token: RefCell::new(std::mem::replace(&mut settings.token, Token::none())),
         reporting: RefCell::new(Reporting::new(settings.gateways.len(), holding.heartbeat())),
@@ -126,7 +129,7 @@ impl Shared {
     async fn poll(&self) {
         let gateways = &self.settings.gateways;
         let mut polling = Polling::new(Instant::now(), gateways.len());
-        let mut client = Client::default();
+        let mut client = Client::new(self.settings.trust.clone());
         let mut trouble = Trouble::new("desired");
         loop {
             sleep_until(polling.due().into()).await;
@@ -225,7 +228,7 @@ impl Shared {
     /// Reports for ever.
     async fn report(&self, mut reporter: Reporter) {
         let gateways = &self.settings.gateways;
-        let mut client = Client::default();
+        let mut client = Client::new(self.settings.trust.clone());
         let mut trouble = Trouble::new("report");
         let mut rejected = Vec::new();
         loop {
@@ -331,6 +334,10 @@ impl Shared {
             }
             StatusCode::FORBIDDEN => {
                 "403: the gateway says that none of the reported processes is this device's".to_owned()
+            }
+            StatusCode::BAD_REQUEST => {
+                "400: the gateway does not accept the request; if it speaks HTTPS, its URL begins with https://"
+                    .to_owned()
             }
             StatusCode::NOT_FOUND => "404: the gateway does not know this device".to_owned(),
             other => other.to_string(),

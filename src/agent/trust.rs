@@ -1,0 +1,208 @@
+//! Edge: which CAs a gateway's certificate is checked against: a file of them, or the system's.
+
+use rustls::ClientConfig;
+use rustls::RootCertStore;
+use rustls::client::Resumption;
+use rustls::crypto::ring;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use sha2::{Digest, Sha256};
+use std::cell::RefCell;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use tokio_rustls::TlsConnector;
+
+/// CAs, read when they are needed first and again when a gateway is not trusted.
+pub struct Trust {
+    file: Option<PathBuf>,
+    known: RefCell<Option<Known>>,
+}
+
+struct Known {
+    /// SHA-256 of all certificates.
+    digest: [u8; 32],
+    connector: TlsConnector,
+}
+
+/// Why there are no CAs.
+#[derive(Debug, thiserror::Error)]
+pub enum TrustError {
+    /// The file cannot be read.
+    #[error("--gateway-ca-file (APOLLO_GATEWAY_CA_FILE) {0}: {1}")]
+    Unreachable(PathBuf, std::io::Error),
+    /// The file holds something else.
+    #[error("--gateway-ca-file (APOLLO_GATEWAY_CA_FILE) {0}: {1}")]
+    Unreadable(PathBuf, String),
+    /// The system has none.
+    #[error(
+        "this device has no CA certificates of its own, so no gateway can be trusted: set --gateway-ca-file (APOLLO_GATEWAY_CA_FILE)"
+    )]
+    NoSystemRoots,
+    /// The library refuses.
+    #[error("TLS cannot be set up: {0}")]
+    Setup(#[from] rustls::Error),
+}
+
+// === impl Trust ===
+
+impl Trust {
+    /// The CAs in a file, which is read at once; without one the system's, which are read when a gateway wants them.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or holds anything but certificates that can be a CA's.
+    pub fn new(file: Option<PathBuf>) -> Result<Self, TrustError> {
+        let known = file.as_deref().map(Known::read).transpose()?;
+        Ok(Self { file, known: RefCell::new(known) })
+    }
+
+    /// Makes TLS of a connection, and checks whom it leads to.
+    ///
+    /// # Errors
+    /// When the system's CAs are needed and there are none.
+    pub fn connector(&self) -> Result<TlsConnector, TrustError> {
+        if let Some(known) = &*self.known.borrow() {
+            return Ok(known.connector.clone());
+        }
+        let known = self.read()?;
+        let connector = known.connector.clone();
+        *self.known.borrow_mut() = Some(known);
+        Ok(connector)
+    }
+
+    /// Reads the CAs again; `true` when they are others now.
+    ///
+    /// # Errors
+    /// When there are none, or they cannot be read; those that are known stay.
+    pub fn reload(&self) -> Result<bool, TrustError> {
+        let new = self.read()?;
+        let mut known = self.known.borrow_mut();
+        let differ = known.as_ref().is_none_or(|known| known.digest != new.digest);
+        if differ {
+            *known = Some(new);
+        }
+        Ok(differ)
+    }
+
+    fn read(&self) -> Result<Known, TrustError> {
+        match &self.file {
+            Some(path) => Known::read(path),
+            None => Known::system(),
+        }
+    }
+}
+
+impl fmt::Display for Trust {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.file {
+            Some(path) => write!(f, "{}", path.display()),
+            None => f.write_str("the system's CA certificates"),
+        }
+    }
+}
+
+impl fmt::Debug for Trust {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Trust").field("file", &self.file).finish_non_exhaustive()
+    }
+}
+
+// === impl Known ===
+
+impl Known {
+    fn read(path: &Path) -> Result<Self, TrustError> {
+        let bad = |reason: String| TrustError::Unreadable(path.to_owned(), reason);
+        let bytes = std::fs::read(path).map_err(|error| TrustError::Unreachable(path.to_owned(), error))?;
+        let certificates: Vec<_> = CertificateDer::pem_slice_iter(&bytes)
+            .collect::<Result<_, _>>()
+            .map_err(|error| bad(format!("it is not readable as PEM: {error}")))?;
+        if certificates.is_empty() {
+            return Err(bad("it holds no certificate in PEM (-----BEGIN CERTIFICATE-----)".to_owned()));
+        }
+        let mut roots = RootCertStore::empty();
+        for (number, certificate) in (1..).zip(&certificates) {
+            // What somebody wrote down should be right as a whole.
+            roots
+                .add(certificate.clone())
+                .map_err(|error| bad(format!("certificate {number} cannot be used: {error}")))?;
+        }
+        Self::new(&certificates, roots)
+    }
+
+    fn system() -> Result<Self, TrustError> {
+        let certificates = rustls_native_certs::load_native_certs().certs;
+        let mut roots = RootCertStore::empty();
+        // Distributions ship oddities among theirs.
+        roots.add_parsable_certificates(certificates.iter().cloned());
+        if roots.is_empty() {
+            return Err(TrustError::NoSystemRoots);
+        }
+        Self::new(&certificates, roots)
+    }
+
+    fn new(certificates: &[CertificateDer<'_>], roots: RootCertStore) -> Result<Self, TrustError> {
+        let digest = certificates.iter().fold(Sha256::new(), |hash, one| hash.chain_update(Sha256::digest(one)));
+        Ok(Self { digest: digest.finalize().into(), connector: TlsConnector::from(Arc::new(config(roots)?)) })
+    }
+}
+
+fn config(roots: RootCertStore) -> Result<ClientConfig, rustls::Error> {
+    let mut config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    // Each connection checks the certificate anew, so that a change of it, or of the CAs, counts from the next one on.
+    config.resumption = Resumption::disabled();
+    Ok(config)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair};
+
+    fn ca() -> String {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.self_signed(&KeyPair::generate().unwrap()).unwrap().pem()
+    }
+
+    #[test]
+    fn a_file_of_several_is_read_again() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let (old, new) = (ca(), ca());
+        std::fs::write(&file, format!("a comment\n{old}")).unwrap();
+        let trust = Trust::new(Some(file.path().to_owned())).unwrap();
+        assert!(trust.connector().is_ok() && !trust.reload().unwrap());
+        std::fs::write(&file, format!("{new}{old}")).unwrap();
+        assert!(trust.reload().unwrap() && !trust.reload().unwrap());
+        std::fs::write(&file, "").unwrap();
+        assert!(trust.reload().unwrap_err().to_string().contains("no certificate"));
+        std::fs::remove_file(&file).unwrap();
+        assert!(trust.reload().is_err() && trust.connector().is_ok());
+    }
+
+    #[test]
+    fn what_is_wrong_with_the_file_is_said_in_one_line() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let key = "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n";
+        for (content, says) in [
+            (String::new(), "no certificate in PEM"),
+            ("nonsense".to_owned(), "no certificate in PEM"),
+            (key.to_owned(), "no certificate in PEM"),
+            ("-----BEGIN CERTIFICATE-----\n!\n-----END CERTIFICATE-----\n".to_owned(), "not readable as PEM"),
+            ("-----BEGIN CERTIFICATE-----\nAAAA\n".to_owned(), "not readable as PEM"),
+            (
+                format!("{}-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n", ca()),
+                "certificate 2 cannot be used",
+            ),
+        ] {
+            std::fs::write(&file, content).unwrap();
+            let line = Trust::new(Some(file.path().to_owned())).unwrap_err().to_string();
+            assert!(line.contains(says) && line.contains("--gateway-ca-file") && !line.contains('\n'), "{line}");
+        }
+        let line = Trust::new(Some("/nowhere/ca".into())).unwrap_err().to_string();
+        assert!(line.contains("/nowhere/ca: No such file"), "{line}");
+    }
+}
