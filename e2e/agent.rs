@@ -294,7 +294,8 @@ fn what_is_missing_or_wrong_is_one_line_and_exit_code_1() {
         (("APOLLO_GATEWAY_URL", ","), ["--gateway-url", "APOLLO_GATEWAY_URL"]),
         (("APOLLO_DEVICE_NAME", "Tor1"), ["\"Tor1\"", "--device-name"]),
         (("APOLLO_GATEWAY_URL", "127.0.0.1:8080"), ["--gateway-url", "expected http://"]),
-        (("APOLLO_GATEWAY_URL", "http://gw,https://gw"), ["URL 2", "https is not supported"]),
+        (("APOLLO_GATEWAY_URL", "https://gw,ftp://gw"), ["URL 2", "or https://"]),
+        (("APOLLO_GATEWAY_CA_FILE", "/nowhere/ca"), ["--gateway-ca-file", "/nowhere/ca"]),
         (("APOLLO_DEVICE_TOKEN_FILE", "/nowhere/token"), ["--device-token-file", "/nowhere/token"]),
     ] {
         let output = command().envs(good).env(change.0, change.1).output().unwrap();
@@ -312,6 +313,7 @@ fn what_is_missing_or_wrong_is_one_line_and_exit_code_1() {
         "APOLLO_GATEWAY_URL",
         "APOLLO_DEVICE_TOKEN",
         "APOLLO_DEVICE_TOKEN_FILE",
+        "APOLLO_GATEWAY_CA_FILE",
         "APOLLO_AGENT_STATE_FILE",
         "--observe-only",
     ] {
