@@ -325,6 +325,22 @@ async fn an_answer_lost_after_the_write_is_found_out() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn leaving_is_tried_once_more() {
+    for fault in [Fault::Hang, Fault::AnswerLost, Fault::Refused] {
+        let server = server();
+        let a = Replica::start(&server, "a", false);
+        a.until_leading().await;
+        let mut deletes = 0;
+        server.lock().script = Box::new(move |method, _| {
+            deletes += usize::from(method == Method::DELETE);
+            if method == Method::DELETE && deletes == 1 { fault } else { Fault::None }
+        });
+        a.stop().await;
+        assert!(!server.lock().leases.contains_key("praetor-member-a"), "{fault:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_hanging_apiserver_ends_the_lead_in_10_seconds() {
     let server = server();
     let a = Replica::start(&server, "a", false);

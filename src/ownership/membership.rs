@@ -67,7 +67,12 @@ impl Keeper {
             },
         };
         let Some(own) = own else { return };
-        match self.leases.delete(&name, &own.uid, None).await {
+        let mut deleted = self.leases.delete(&name, &own.uid, None).await;
+        if deleted.is_err() {
+            // Once more, since it costs the devices 15 s when others wait for it to expire. The lost call may have done it.
+            deleted = self.leases.delete(&name, &own.uid, None).await;
+        }
+        match deleted {
             Ok(()) => tracing::info!("left the other replicas"),
             Err(LeaseError::NotFound(_)) => {}
             Err(error) => {
