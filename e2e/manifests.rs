@@ -112,6 +112,9 @@ async fn the_dry_run_refuses_what_is_wrong() {
     }
 }
 
+/// What is broken, and how, in the spec of a pod.
+type Break<'a> = (&'a str, &'a dyn Fn(&mut Value));
+
 #[tokio::test]
 async fn pods_pass_the_restricted_level() {
     let plane = ControlPlane::shared().await;
@@ -131,7 +134,7 @@ async fn pods_pass_the_restricted_level() {
     };
     let output = attempt(&|_| {}).await;
     assert!(output.ok && !output.stderr.contains("Warning"), "{output:?}");
-    let breaks: [(&str, &dyn Fn(&mut Value)); 6] = [
+    let breaks: [Break<'_>; 6] = [
         ("runAsNonRoot", &|spec| spec["securityContext"]["runAsNonRoot"] = json!(false)),
         ("seccompProfile", &|spec| drop(spec["securityContext"].as_object_mut().unwrap().remove("seccompProfile"))),
         ("allowPrivilegeEscalation", &|spec| {
@@ -170,6 +173,11 @@ async fn the_deployment_keeps_its_promises() {
     for probe in ["startupProbe", "readinessProbe", "livenessProbe"] {
         assert_eq!(container[probe]["httpGet"]["port"], "admin", "{probe}");
     }
+    let (dockerfile, user) =
+        (std::fs::read_to_string(repository().join("Dockerfile")).unwrap(), &spec["securityContext"]);
+    let user = format!("USER {}:{}", user["runAsUser"], user["runAsGroup"]);
+    assert_eq!(dockerfile.lines().filter(|line| *line == user).count(), 2, "{user} in both images");
+
     // What ends it, added up, fits into the time that it gets.
     let drain = container["args"].as_array().unwrap().iter().find_map(|a| a.as_str()?.strip_prefix("--drain-seconds="));
     let drain: u64 = drain.expect("a drain").parse().unwrap();
