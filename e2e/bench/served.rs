@@ -203,7 +203,7 @@ pub fn serve(devices: usize, processes: usize, other: bool) {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
         println!("{} {used}", listener.local_addr().expect("an address"));
         std::io::stdout().flush().expect("standard output");
-        server::serve(listener, gateway, 16_384, never).await;
+        server::serve(listener, gateway, None, 16_384, never).await;
     });
 }
 

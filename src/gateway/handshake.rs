@@ -11,9 +11,6 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-/// First byte of every TLS connection: a record of the handshake (RFC 8446 §5.1).
-const HANDSHAKE_RECORD: u8 = 0x16;
-
 /// What a connection turned out to be.
 enum Begun {
     // Boxed: what TLS keeps is large.
@@ -82,15 +79,11 @@ async fn begin(stream: TcpStream, tls: &Tls) -> Result<Begun, HandshakeError> {
     if stream.peek(&mut first).await? == 0 {
         return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
     }
-    match first[0] {
-        HANDSHAKE_RECORD => Ok(Begun::Tls(Box::new(TlsAcceptor::from(tls.config()).accept(stream).await?))),
-        // A method. Whoever has http:// for https:// in front of the address should hear so.
-        b'A'..=b'Z' => Ok(Begun::PlainHttp(stream)),
-        _ => {
-            let garbage = rustls::Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType);
-            Err(io::Error::new(io::ErrorKind::InvalidData, garbage).into())
-        }
+    // A method; TLS begins with another byte. Whoever has http:// for https:// in front of the address should hear so.
+    if first[0].is_ascii_uppercase() {
+        return Ok(Begun::PlainHttp(stream));
     }
+    Ok(Begun::Tls(Box::new(TlsAcceptor::from(tls.config()).accept(stream).await?)))
 }
 
 /// Answers without TLS and waits until the client has gone: closing with unread bytes would reset the connection, and

@@ -85,6 +85,9 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
     use rcgen::{CertificateParams, KeyPair, date_time_ymd};
+    use std::sync::LazyLock;
+
+    static GOOD: LazyLock<Vec<u8>> = LazyLock::new(|| made((2024, 1, 1), (2025, 1, 1)));
 
     fn made(from: (i32, u8, u8), to: (i32, u8, u8)) -> Vec<u8> {
         let mut params = CertificateParams::new(["a.example".to_owned()]).unwrap();
@@ -112,7 +115,7 @@ mod tests {
 
     #[test]
     fn what_is_cut_off_or_no_date_is_nothing() {
-        let whole = made((2024, 1, 1), (2025, 1, 1));
+        let whole = GOOD.clone();
         let dates = (0..whole.len()).find(|at| whole[*at..].starts_with(b"\x17\x0d240101")).unwrap();
         for length in 0..whole.len() {
             assert_eq!(validity(&whole[..length]), None, "{length}");
@@ -128,7 +131,7 @@ mod tests {
         #[test]
         fn no_bytes_panic(bytes in prop::collection::vec(any::<u8>(), 0..200), at in 0_usize..400, byte: u8) {
             let _ = validity(&bytes);
-            let mut almost = made((2024, 1, 1), (2025, 1, 1));
+            let mut almost = GOOD.clone();
             let at = at % almost.len();
             almost[at] = byte;
             let _ = validity(&almost);
