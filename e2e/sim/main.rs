@@ -1,8 +1,8 @@
 //! Replicas, devices, an apiserver and everything between them, simulated: seeds decide what goes wrong, the very code
 //! that runs in production decides what is done about it, and after every step the rules are checked.
 //!
-//! Pure code (index, projection, queue, limiter, assessment, presence, ownership, the peers' batches and windows) is
-//! called as it is. What is an edge in production (tasks, calls, timers) is a state machine in [`replica`] that does
+//! Pure code (index, projection, jobs, queue, limiter, assessment, presence, ownership, the peers' batches and windows)
+//! is called as it is. What is an edge in production (tasks, calls, timers) is a state machine in [`replica`] that does
 //! the same step by step; who changes an edge changes its mirror.
 //!
 //! `PRAETOR_SIM_SEEDS=n` runs more seeds. `PRAETOR_SIM_SEED=n` replays one and tells what happens; with

@@ -358,8 +358,7 @@ impl Process {
         let mut waits = 0;
         let mut submitted = Vec::new();
         for ((kind, key), wanted) in jobs {
-            // Production's lazy ones wait among the counters.
-            let mut job = Job::wanted(wanted.reported, wanted.agent_version, false);
+            let mut job = Job::wanted(wanted.reported, wanted.agent_version, !wanted.urgent);
             if wanted.urgent {
                 job.waiting.push(number);
                 waits += 1;

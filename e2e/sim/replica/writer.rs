@@ -32,9 +32,8 @@ struct Flight {
     kind: Kind,
     key: Key,
     job: Job,
-    /// Who waited for what was overtaken.
-    dropped: Vec<u64>,
-    conflicts: u32,
+    /// How often it was looked at.
+    rounds: u32,
     class: Class,
     /// What is about to be sent or has been sent.
     patch: Option<Patch>,
@@ -135,8 +134,7 @@ impl Process {
                 kind,
                 key,
                 job,
-                dropped: Vec::new(),
-                conflicts: 0,
+                rounds: 0,
                 class: Class::Transitions,
                 patch: None,
                 base: None,
@@ -156,6 +154,11 @@ impl Process {
     /// What the patch must say now.
     fn derive(&mut self, world: &mut World, number: u64) {
         let Some(mut flight) = self.writer.flights.remove(&number) else { return };
+        flight.rounds += 1;
+        if flight.rounds > CONFLICTS {
+            let at = self.now_ms(world) + conflict_pause_ms(|low, high| self.rng.range(low, high));
+            return self.end(world, flight, Next::Later(at));
+        }
         match flight.kind {
             Kind::Process => self.derive_process(world, number, flight),
             Kind::Switch => {
@@ -184,7 +187,9 @@ impl Process {
             self.emit(world, &process, &process.status, After::Nothing);
         }
         if self.is_superseded(&flight.job, &process.device) {
-            flight.dropped.extend(flight.job.supersede());
+            for case in flight.job.supersede() {
+                self.unwritten(world, case);
+            }
         }
         let agent = self.state(world, &process.device);
         flight.agent = agent;
@@ -291,16 +296,10 @@ impl Process {
     }
 
     pub fn on_reread(&mut self, world: &mut World, number: u64, answer: Answer) {
-        let now = self.now_ms(world);
-        let Some(mut flight) = self.writer.flights.remove(&number) else { return };
+        let Some(flight) = self.writer.flights.remove(&number) else { return };
         match answer {
             Answer::Object(Some(object)) => {
                 self.index.adopt(flight.kind, *object);
-                flight.conflicts += 1;
-                if flight.conflicts >= CONFLICTS {
-                    let at = now + conflict_pause_ms(|low, high| self.rng.range(low, high));
-                    return self.end(world, flight, Next::Later(at));
-                }
                 self.writer.flights.insert(number, flight);
                 self.derive(world, number);
             }
@@ -338,9 +337,6 @@ impl Process {
     }
 
     fn end(&mut self, world: &mut World, mut flight: Flight, next: Next) {
-        for case in std::mem::take(&mut flight.dropped) {
-            self.unwritten(world, case);
-        }
         let now = self.now_ms(world);
         let slot = (flight.kind, flight.key.clone());
         match next {
