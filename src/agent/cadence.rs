@@ -74,7 +74,9 @@ impl Attempts {
             let longest = Duration::from_secs(1 << self.failures.div_ceil(round).min(16)).min(heartbeat);
             spread((longest / 2).max(Duration::from_secs(1).min(longest)), longest, chance)
         } else {
-            asked.map_or(Duration::ZERO, |asked| spread(MOVE_ON_PAUSE, 2 * MOVE_ON_PAUSE, chance).min(asked))
+            asked.map_or(Duration::ZERO, |asked| {
+                spread(MOVE_ON_PAUSE, 2 * MOVE_ON_PAUSE, chance).min(asked).min(heartbeat)
+            })
         };
         let spared = until(&next);
         self.current = next;
