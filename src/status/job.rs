@@ -12,8 +12,8 @@ use std::sync::Arc;
 
 /// Conflicts in a row before an object goes back to the queue, so that others get their turn.
 pub const CONFLICTS: u32 = 5;
-/// Shortest and longest pause after that, milliseconds.
-const CONFLICT_PAUSE_MS: (u64, u64) = (10, 50);
+/// Longest pause after that, the first time and ever, milliseconds.
+const CONFLICT_PAUSE_MS: (u64, u64) = (50, 1_000);
 /// What may wait goes alone at most so often, milliseconds.
 pub const LAZY_MS: u64 = 60_000;
 /// After so long a patch whose answer was lost is not on its way any more, milliseconds.
@@ -35,6 +35,8 @@ pub struct Job<W> {
     pub waiting: Vec<W>,
     /// Tries that failed.
     attempts: u32,
+    /// How often it has gone back to the queue for conflicts.
+    contended: u32,
     doubt: Option<Doubt>,
 }
 
@@ -62,7 +64,7 @@ impl<W> Job<W> {
     /// What a report said that the status does not say yet.
     #[must_use]
     pub fn wanted(reported: Option<Arc<Reported>>, agent_version: Option<Text>, lazy: bool) -> Self {
-        Self { reported, agent_version, lazy, waiting: Vec::new(), attempts: 0, doubt: None }
+        Self { reported, agent_version, lazy, waiting: Vec::new(), attempts: 0, contended: 0, doubt: None }
     }
 
     /// Tries that failed.
@@ -137,6 +139,17 @@ impl<W> Job<W> {
         let most = (100 << self.attempts.min(7)).min(MAX_BACKOFF_MS);
         chance(most / 2, most)
     }
+
+    /// How long to wait after [`CONFLICTS`] conflicts in a row, milliseconds. Somebody else writes the object at the
+    /// same time, which is no failure and no sign of overload: there are many tries within the time of one answer. The
+    /// pauses differ, so that two writers get out of step, and grow, so that a writer that never ends costs others
+    /// little.
+    #[must_use]
+    pub fn conflict_pause_ms(&mut self, chance: impl FnOnce(u64, u64) -> u64) -> u64 {
+        let most = (CONFLICT_PAUSE_MS.0 << self.contended.min(5)).min(CONFLICT_PAUSE_MS.1);
+        self.contended += 1;
+        chance(most / 5, most)
+    }
 }
 
 impl<W> Merge for Job<W> {
@@ -149,6 +162,7 @@ impl<W> Merge for Job<W> {
         self.lazy &= older.lazy;
         self.waiting.extend(older.waiting);
         self.attempts = self.attempts.max(older.attempts);
+        self.contended = self.contended.max(older.contended);
         self.doubt = self.doubt.into_iter().chain(older.doubt).max_by_key(|doubt| doubt.revision);
     }
 
@@ -161,13 +175,6 @@ impl<W> Merge for Job<W> {
 fn is_later(one: Option<&Reported>, other: Option<&Reported>) -> bool {
     let orders = one.and_then(|one| one.order.as_ref()).zip(other.and_then(|other| other.order.as_ref()));
     orders.is_some_and(|(one, other)| one.boot_id == other.boot_id && one.sequence > other.sequence)
-}
-
-/// How long to wait after [`CONFLICTS`] conflicts in a row, milliseconds. Somebody else writes the object at the same
-/// time, which is no sign of overload: the pause is short however often it happens, and differs, so that two writers
-/// get out of step.
-pub fn conflict_pause_ms(chance: impl FnOnce(u64, u64) -> u64) -> u64 {
-    chance(CONFLICT_PAUSE_MS.0, CONFLICT_PAUSE_MS.1)
 }
 
 #[cfg(test)]

@@ -125,11 +125,16 @@ fn failures_wait_twice_as_long_each_time() {
     assert_eq!([(); 2].map(|()| failing.back_off_ms(|low, _| low)), [100, 200]);
 }
 
-/// Conflicts must not use up the 8 s in which a report is answered: each round of them costs a moment.
+/// Conflicts must not use up the 8 s in which a report is answered, nor count as failures.
 #[test]
-fn conflicts_cost_a_moment_and_never_more() {
-    assert_eq!(conflict_pause_ms(|low, _| low), 10);
-    assert_eq!(conflict_pause_ms(|_, high| high), 50);
+fn conflicts_cost_a_moment_that_grows() {
+    let mut contended = job(None, &[]);
+    let pauses = [(); 7].map(|()| contended.conflict_pause_ms(|_, high| high));
+    assert_eq!(pauses, [50, 100, 200, 400, 800, 1_000, 1_000]);
+    assert_eq!((contended.conflict_pause_ms(|low, _| low), contended.attempts()), (200, 0));
+    let mut fresh = job(None, &[]);
+    fresh.absorb(contended);
+    assert_eq!(fresh.conflict_pause_ms(|_, high| high), 1_000);
 }
 
 proptest! {

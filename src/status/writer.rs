@@ -4,7 +4,7 @@
 //! the apiserver returns goes into the directory at once. A conflict means: read live, derive again.
 
 use super::events::Events;
-use super::job::{self, CONFLICTS, LAZY_MS, conflict_pause_ms};
+use super::job::{self, CONFLICTS, LAZY_MS};
 use super::limiter::Class;
 use super::metrics::{PatchResult, StatusMetrics};
 use super::pace::Pace;
@@ -390,8 +390,8 @@ impl Writer {
     }
 
     /// Others write the object all the time: that is no failure, and it is tried again soon.
-    fn contended(&self, key: &Key, job: Job) -> Next {
-        let delay = conflict_pause_ms(chance);
+    fn contended(&self, key: &Key, mut job: Job) -> Next {
+        let delay = job.conflict_pause_ms(chance);
         tracing::debug!(
             namespace = &*key.namespace,
             name = &*key.name,

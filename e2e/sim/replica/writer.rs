@@ -10,7 +10,7 @@ use praetor::desired::record::{Record, merge_patch};
 use praetor::ownership::rendezvous::device_hash;
 use praetor::presence::order::fingerprint;
 use praetor::presence::staleness::AgentState;
-use praetor::status::job::{self, CONFLICTS, conflict_pause_ms};
+use praetor::status::job::{self, CONFLICTS};
 use praetor::status::limiter::{Class, Limiter};
 use praetor::status::projection::project_switch;
 use praetor::status::queue::{Lane, Queue};
@@ -156,7 +156,7 @@ impl Process {
         let Some(mut flight) = self.writer.flights.remove(&number) else { return };
         flight.rounds += 1;
         if flight.rounds > CONFLICTS {
-            let at = self.now_ms(world) + conflict_pause_ms(|low, high| self.rng.range(low, high));
+            let at = self.now_ms(world) + flight.job.conflict_pause_ms(|low, high| self.rng.range(low, high));
             return self.end(world, flight, Next::Later(at));
         }
         match flight.kind {
