@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::harness::crowd::{Ledger, content};
-use crate::harness::{Ack, Attempt, EventSeen, Kind, Said, Seen, Silence, condition_status};
+use crate::harness::crowd::content;
+use crate::harness::{Ack, Attempt, EventSeen, Kind, Ledger, Said, Seen, Silence, condition_status};
 
 /// One version of an object, as far as it matters.
 #[derive(Debug, Clone)]

@@ -138,8 +138,10 @@ impl World {
         let pace = Pace {
             heartbeat: scale.heartbeat,
             look: scale.heartbeat.max(Duration::from_secs(2)),
+            wait: Duration::ZERO,
             patience: seconds(2, 4),
             give_up: Duration::from_secs(10),
+            keep: false,
             items: 2,
         };
         let crowd = Arc::new(Crowd::start(&replicas.gates(), &names, pace));

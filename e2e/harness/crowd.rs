@@ -18,7 +18,8 @@ use serde_json::{Value, json};
 use tokio::sync::{Notify, Semaphore};
 use tokio::task::{JoinHandle, JoinSet};
 
-use super::device::{Device, derived_token};
+use super::device::{Device, Kept, derived_token};
+use super::ledger::{Ack, Attempt, Ledger, Said, Silence, Turn};
 use super::process::unique;
 use super::programs::SECRET;
 use super::replicas::Gates;
@@ -49,100 +50,16 @@ pub struct Pace {
     pub heartbeat: Duration,
     /// Between questions for the desired state.
     pub look: Duration,
-    /// After so long without an answer another manager is asked, too.
+    /// So long a question may be parked until there is news, whole seconds; zero: it is answered at once.
+    pub wait: Duration,
+    /// After so long without an answer (beyond the wait) another manager is asked, too.
     pub patience: Duration,
-    /// After so long no answer is expected any more.
+    /// After so long (beyond the wait) no answer is expected any more.
     pub give_up: Duration,
+    /// Whether connections stay open between requests; otherwise each is a new one.
+    pub keep: bool,
     /// Processes of each device: fewer in an answer are a fault. 0: any.
     pub items: usize,
-}
-
-/// One request and what came of it.
-#[derive(Debug, Clone)]
-pub struct Attempt {
-    /// Who asked.
-    pub device: Arc<str>,
-    /// Whom.
-    pub gate: Arc<str>,
-    /// Whether it was a report; otherwise a question.
-    pub report: bool,
-    /// When it began.
-    pub sent: Instant,
-    /// When the answer was there, or none was to be expected any more.
-    pub ended: Instant,
-    /// The HTTP status; 0: no answer.
-    pub status: u16,
-    /// `Retry-After` in seconds.
-    pub retry_after: Option<u64>,
-}
-
-/// An observation that was acknowledged.
-#[derive(Debug, Clone)]
-pub struct Ack {
-    /// Whose.
-    pub device: Arc<str>,
-    /// `namespace/name` of the process.
-    pub process: Arc<str>,
-    /// What was reported.
-    pub content: u64,
-    /// When that report began.
-    pub sent: Instant,
-    /// When the answer was there.
-    pub at: Instant,
-}
-
-/// A time in which a device said nothing.
-#[derive(Debug, Clone)]
-pub struct Silence {
-    /// Who.
-    pub device: Arc<str>,
-    /// After this it sends nothing.
-    pub from: Instant,
-    /// Its return.
-    pub until: Option<Instant>,
-}
-
-/// One report with all the managers that were tried for it.
-#[derive(Debug, Clone)]
-pub struct Turn {
-    /// Who.
-    pub device: Arc<str>,
-    /// Its begin.
-    pub begun: Instant,
-    /// Its end.
-    pub ended: Instant,
-    /// How many managers were asked.
-    pub attempts: usize,
-    /// Whether one of them answered 200.
-    pub acked: bool,
-}
-
-/// A content when it was sent for the first time.
-#[derive(Debug, Clone)]
-pub struct Said {
-    /// `namespace/name` of the process.
-    pub process: Arc<str>,
-    /// What was reported.
-    pub content: u64,
-    /// When.
-    pub at: Instant,
-}
-
-/// Everything that the devices did and were told.
-#[derive(Debug, Clone, Default)]
-pub struct Ledger {
-    /// Every request.
-    pub attempts: Vec<Attempt>,
-    /// What was acknowledged.
-    pub acks: Vec<Ack>,
-    /// Who was away when.
-    pub silences: Vec<Silence>,
-    /// Reports with their retries.
-    pub turns: Vec<Turn>,
-    /// When each content was said first.
-    pub said: Vec<Said>,
-    /// What no device should ever see: a 404, a missing item, a revision that goes back.
-    pub complaints: Vec<String>,
 }
 
 #[derive(Default)]
@@ -176,6 +93,7 @@ struct Member {
     state: Mutex<State>,
     hurry: Notify,
     looking: Semaphore,
+    kept: Kept,
     ledger: Arc<Mutex<Ledger>>,
     gates: Gates,
     pace: Pace,
@@ -218,6 +136,7 @@ impl Crowd {
                 state: Mutex::new(state),
                 hurry: Notify::new(),
                 looking: Semaphore::new(1),
+                kept: Kept::default(),
                 ledger: ledger.clone(),
                 gates: gates.clone(),
                 pace,
@@ -361,6 +280,11 @@ impl Member {
         self.state.lock().shunned.insert(gate.into(), Instant::now() + SHUN);
     }
 
+    /// How long an answer may be parked.
+    fn wait(&self, method: &Method) -> Duration {
+        if *method == Method::GET { self.pace.wait } else { Duration::ZERO }
+    }
+
     async fn attempt(
         &self,
         gate: Arc<str>,
@@ -371,10 +295,20 @@ impl Member {
     ) -> (Arc<str>, Option<super::Answer>) {
         let device = Device { address, name: self.name.to_string(), token: self.token.clone() };
         let report = method == Method::POST;
-        let path = device.path(if report { "report" } else { "desired" });
+        let path = match self.wait(&method).as_secs() {
+            _ if report => device.path("report"),
+            0 => device.path("desired"),
+            seconds => device.path(&format!("desired?waitSeconds={seconds}")),
+        };
         let sent = Instant::now();
-        let exchange = device.try_send(method, &path, headers, body.to_owned());
-        let answer = tokio::time::timeout(self.pace.give_up, exchange).await.ok().and_then(Result::ok);
+        let give_up = self.wait(&method) + self.pace.give_up;
+        let exchange = async {
+            if self.pace.keep {
+                return device.try_send_on(&self.kept, method, &path, headers, body.to_owned()).await;
+            }
+            device.try_send(method, &path, headers, body.to_owned()).await
+        };
+        let answer = tokio::time::timeout(give_up, exchange).await.ok().and_then(Result::ok);
         self.ledger.lock().attempts.push(Attempt {
             device: self.name.clone(),
             gate: gate.clone(),
@@ -410,7 +344,7 @@ impl Member {
                     }
                     None => return (tried.len(), refused),
                 },
-                () = tokio::time::sleep(self.pace.patience) => {
+                () = tokio::time::sleep(self.wait(&method) + self.pace.patience) => {
                     if let Some(slow) = tried.last() {
                         self.shun(slow);
                     }
@@ -495,7 +429,12 @@ impl Member {
         if !etag.is_empty() {
             headers.push(("if-none-match", &etag));
         }
-        let (_, Some(answer)) = self.ask(Method::GET, &headers, "").await else { return };
+        let begun = Instant::now();
+        let (attempts, answer) = self.ask(Method::GET, &headers, "").await;
+        let acked = answer.as_ref().is_some_and(|answer| matches!(answer.status, 200 | 304));
+        let turn = Turn { device: self.name.clone(), begun, ended: Instant::now(), attempts, acked };
+        self.ledger.lock().questions.push(turn);
+        let Some(answer) = answer else { return };
         match answer.status {
             200 | 304 => {}
             500.. => return,

@@ -1,6 +1,8 @@
 //! What a device says over HTTP, without the agent: plain requests, each on a connection of its own or many on one.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::sync::Mutex;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -118,6 +120,47 @@ pub async fn request(
     Connection::open(address).await?.send(method, target, headers, body).await
 }
 
+/// Connections that stay open between requests, as agents keep theirs.
+#[derive(Default)]
+pub struct Kept(Mutex<HashMap<SocketAddr, Vec<Connection>>>);
+
+impl Kept {
+    /// One request on a connection that is open and free, or on a new one.
+    ///
+    /// # Errors
+    /// When nobody listens or the connection ends before the answer does; a kept one may have ended unseen, so then a
+    /// new one is tried.
+    pub async fn send(
+        &self,
+        address: SocketAddr,
+        method: Method,
+        target: &str,
+        headers: &[(&str, &str)],
+        body: impl Into<Bytes>,
+    ) -> Result<Answer, String> {
+        let body = body.into();
+        let kept = || self.0.lock().unwrap().entry(address).or_default().pop();
+        while let Some(mut connection) = kept() {
+            if !connection.sender.is_closed()
+                && let Ok(answer) = connection.send(method.clone(), target, headers, body.clone()).await
+            {
+                self.keep(address, connection, &answer);
+                return Ok(answer);
+            }
+        }
+        let mut connection = Connection::open(address).await?;
+        let answer = connection.send(method, target, headers, body).await?;
+        self.keep(address, connection, &answer);
+        Ok(answer)
+    }
+
+    fn keep(&self, address: SocketAddr, connection: Connection, answer: &Answer) {
+        if answer.header("connection") != "close" {
+            self.0.lock().unwrap().entry(address).or_default().push(connection);
+        }
+    }
+}
+
 /// The token of a device under an HMAC secret, computed here on its own: lower-case hex of HMAC-SHA256(secret, name).
 pub fn derived_token(secret: &str, device: &str) -> String {
     let mut mac = Hmac::<Sha256>::new_from_slice(secret.as_bytes()).expect("any length is a key");
@@ -150,11 +193,27 @@ impl Device {
         headers: &[(&str, &str)],
         body: impl Into<Bytes>,
     ) -> Result<Answer, String> {
+        request(self.address, method, target, &self.signed(headers), body).await
+    }
+
+    /// The same on a kept connection.
+    pub async fn try_send_on(
+        &self,
+        kept: &Kept,
+        method: Method,
+        target: &str,
+        headers: &[(&str, &str)],
+        body: impl Into<Bytes>,
+    ) -> Result<Answer, String> {
+        kept.send(self.address, method, target, &self.signed(headers), body).await
+    }
+
+    fn signed<'a>(&'a self, headers: &[(&'a str, &'a str)]) -> Vec<(&'a str, &'a str)> {
         let mut headers = headers.to_vec();
         if !self.token.is_empty() {
             headers.push(("x-device-token", &self.token));
         }
-        request(self.address, method, target, &headers, body).await
+        headers
     }
 
     /// Any request with the token; panics without an answer.

@@ -274,29 +274,24 @@ impl Process {
 
     /// Its established TCP connections as `(local, remote)`, for "this agent talks to nobody else".
     pub fn connections(&self) -> Vec<(SocketAddr, SocketAddr)> {
-        let mine: HashSet<String> = fs::read_dir(format!("/proc/{}/fd", self.pid()))
-            .map(|fds| {
-                fds.flatten()
-                    .filter_map(|fd| {
-                        fs::read_link(fd.path())
-                            .ok()?
-                            .to_str()?
-                            .strip_prefix("socket:[")?
-                            .strip_suffix(']')
-                            .map(str::to_owned)
-                    })
-                    .collect()
-            })
-            .unwrap_or_default();
-        let tables = ["tcp", "tcp6"]
-            .map(|table| fs::read_to_string(format!("/proc/{}/net/{table}", self.pid())).unwrap_or_default());
-        let rows = tables
-            .iter()
-            .flat_map(|table| table.lines().skip(1))
-            .map(|line| line.split_whitespace().collect::<Vec<_>>());
-        let established = rows.filter(|row| row.len() > 9 && row[3] == "01" && mine.contains(row[9]));
-        established.filter_map(|row| Some((address(row[1])?, address(row[2])?))).collect()
+        connections(self.pid())
     }
+}
+
+/// The established TCP connections of any process as `(local, remote)`, as seen in its network.
+pub fn connections(pid: u32) -> Vec<(SocketAddr, SocketAddr)> {
+    let socket = |fd: fs::DirEntry| {
+        fs::read_link(fd.path()).ok()?.to_str()?.strip_prefix("socket:[")?.strip_suffix(']').map(str::to_owned)
+    };
+    let mine: HashSet<String> = fs::read_dir(format!("/proc/{pid}/fd"))
+        .map(|fds| fds.flatten().filter_map(socket).collect())
+        .unwrap_or_default();
+    let tables =
+        ["tcp", "tcp6"].map(|table| fs::read_to_string(format!("/proc/{pid}/net/{table}")).unwrap_or_default());
+    let rows =
+        tables.iter().flat_map(|table| table.lines().skip(1)).map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let established = rows.filter(|row| row.len() > 9 && row[3] == "01" && mine.contains(row[9]));
+    established.filter_map(|row| Some((address(row[1])?, address(row[2])?))).collect()
 }
 
 /// `0100007F:1F90` is how /proc/net/tcp writes 127.0.0.1:8080: words of 32 bits in the machine's order.

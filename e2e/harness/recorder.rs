@@ -86,8 +86,12 @@ impl Drop for Recorder {
 impl Recorder {
     /// Starts it and returns when what exists has been read: whatever happens after this call is recorded.
     pub async fn start(plane: &ControlPlane) -> Self {
+        Self::watching(&plane.client().await).await
+    }
+
+    /// The same for any cluster, as whoever the client is.
+    pub async fn watching(client: &Client) -> Self {
         let history = Arc::new(Mutex::new(History::default()));
-        let client = plane.client().await;
         let mut tasks: Vec<_> = KINDS
             .into_iter()
             .map(|kind| {
@@ -95,7 +99,7 @@ impl Recorder {
                 tokio::spawn(record(kind, api, history.clone()))
             })
             .collect();
-        tasks.push(tokio::spawn(keep_up(client, history.clone())));
+        tasks.push(tokio::spawn(keep_up(client.clone(), history.clone())));
         let recorder = Self { history, tasks };
         wait_for(Duration::from_secs(30), "the recorder's first lists", async || {
             let ready = recorder.history.lock().unwrap().ready;

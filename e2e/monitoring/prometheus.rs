@@ -53,9 +53,15 @@ impl Prometheus {
         let config = read("prometheus-files.yaml");
         let often = config.replace("_interval: 15s", "_interval: 1s");
         assert_eq!(often.matches("_interval: 1s").count(), 2, "both intervals of\n{config}");
-        let config = folder.write("prometheus.yaml", often);
-        folder.write("rules.yaml", read("rules.yaml"));
         folder.write("targets.yaml", serde_json::json!([{ "targets": targets }]).to_string());
+        Self::configured(folder, &often).await
+    }
+
+    /// Starts it with a configuration and the shipped rules; what else the configuration asks for is in the folder.
+    pub async fn configured(folder: Folder, config: &str) -> Self {
+        let config = folder.write("prometheus.yaml", config);
+        let rules = repository().join("config/monitoring/rules.yaml");
+        folder.write("rules.yaml", fs::read_to_string(rules).unwrap());
         let address: SocketAddr = ([127, 0, 0, 1], free_port()).into();
         let launch = Launch::new(programs().join("prometheus"))
             .arg(format!("--config.file={}", config.display()))
