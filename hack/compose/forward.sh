@@ -18,6 +18,11 @@ kubectl -n "$namespace" get service praetor -o name >/dev/null ||
 
 addresses=127.0.0.1
 bridge="$(docker network inspect bridge -f '{{range .IPAM.Config}}{{.Gateway}}{{end}}' 2>/dev/null || true)"
+if [[ -z "$bridge" ]]; then
+  # A daemon that has just made its bridge does not tell the address, but the name.
+  name="$(docker network inspect bridge -f '{{index .Options "com.docker.network.bridge.name"}}' 2>/dev/null || true)"
+  [[ -z "$name" ]] || bridge="$(ip -4 -o address show dev "$name" 2>/dev/null | awk '{ sub("/.*", "", $4); print $4; exit }' || true)"
+fi
 if [[ -n "$bridge" ]] && hostname -I 2>/dev/null | grep -qwF -- "$bridge"; then
   addresses+=",$bridge"
 fi
