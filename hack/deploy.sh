@@ -164,7 +164,9 @@ deploy() {
 
 # All but the namespace with the Secrets, and the CRDs with all objects.
 undeploy() {
-  render | documents without 'Namespace|CustomResourceDefinition' >"$work/manifests"
+  # Not in a pipe: its folder would not be known here, and stay.
+  render >"$work/all"
+  documents without 'Namespace|CustomResourceDefinition' <"$work/all" >"$work/manifests"
   k delete --ignore-not-found --filename "$work/manifests"
   n delete leases --selector app.kubernetes.io/part-of=praetor --ignore-not-found >/dev/null
 }
