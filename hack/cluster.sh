@@ -4,7 +4,8 @@
 #   kind    kind on Docker, where Docker may run privileged containers
 #   local   the real programs of Kubernetes beside containerd, in namespaces of their own on this machine (Linux, root)
 #
-#   hack/cluster.sh provider        prints kind or local, the reason on stderr; E2E_PROVIDER=kind|local forces one
+#   hack/cluster.sh provider        prints kind or local, the reason on stderr; E2E_PROVIDER=kind|local forces one.
+#                                   Exit code 3, and only then: no cluster can run on this machine
 #   hack/cluster.sh binaries        builds or finds what `up` needs; prints the folders of the programs, fit for PATH
 #   hack/cluster.sh up DIR          a new cluster; everything of it is in DIR, DIR/kubeconfig is its administrator's
 #   hack/cluster.sh load DIR TAR... loads images from files of `docker save` (or of hack/cluster/image.sh)
@@ -17,8 +18,8 @@
 # IfNotPresent or Never. A client that obeys HTTPS_PROXY needs NO_PROXY for the address in DIR/kubeconfig.
 set -euo pipefail
 if ((BASH_VERSINFO[0] < 5)) || [[ "$(uname -s)" != Linux ]]; then
-  echo "cluster: needs Linux and bash 5 or newer" >&2
-  exit 1
+  echo "cluster: no cluster can run here: that needs Linux and bash 5 or newer" >&2
+  exit 3
 fi
 shopt -s inherit_errexit
 export LC_ALL=C
@@ -56,7 +57,10 @@ choose() {
     return
   fi
   local_lacks="$(local_lacks)"
-  [[ -z "$local_lacks" ]] || fail "no cluster can run here. For kind: $kind_lacks. For local: $local_lacks"
+  if [[ -n "$local_lacks" ]]; then
+    note "no cluster can run here. For kind: $kind_lacks. For local: $local_lacks"
+    exit 3
+  fi
   note "provider local: root on Linux with what it needs (not kind: $kind_lacks)"
   echo local
 }
