@@ -73,7 +73,7 @@ async fn a_missing_secret_is_named_with_the_command_that_makes_it() {
         let folder = Folder::new("mounts");
         let line = last_line(start(plane, &arguments(plane, &folder, mounted).await).await).await;
         assert!(line.contains(&format!("the Secret {secret} is missing in {NAMESPACE}, or has no {key}")), "{line}");
-        let command = format!("kubectl -n {NAMESPACE} create secret generic {secret} --from-literal={key}=");
+        let command = format!("| kubectl -n {NAMESPACE} create secret generic {secret} --from-file={key}=/dev/stdin");
         assert!(line.contains(&command) && !line.contains(SECRET), "{line}");
     }
 }

@@ -22,8 +22,9 @@ pub fn in_a_pod(error: &RunError, namespace: &str) -> Option<String> {
     let text = |part: Option<&std::ffi::OsStr>| part.and_then(|part| part.to_str()).map(str::to_owned);
     let (secret, key) = (text(path.parent().and_then(Path::file_name))?, text(path.file_name())?);
     Some(format!(
-        "the Secret {secret} is missing in {namespace}, or has no {key}; make deploy creates it, or: kubectl -n \
-         {namespace} create secret generic {secret} --from-literal={key}=\"$(openssl rand -hex 32)\""
+        "the Secret {secret} is missing in {namespace}, or has no {key}; make deploy creates it, or: head -c 32 \
+         /dev/urandom | od -An -v -tx1 | tr -d ' \\n' | kubectl -n {namespace} create secret generic {secret} \
+         --from-file={key}=/dev/stdin"
     ))
 }
 
@@ -43,8 +44,8 @@ mod tests {
         assert_eq!(
             advice,
             "the Secret praetor-device-secret is missing in infra, or has no token-secret; make deploy creates it, or: \
-             kubectl -n infra create secret generic praetor-device-secret \
-             --from-literal=token-secret=\"$(openssl rand -hex 32)\""
+             head -c 32 /dev/urandom | od -An -v -tx1 | tr -d ' \\n' | kubectl -n infra create secret generic \
+             praetor-device-secret --from-file=token-secret=/dev/stdin"
         );
         let path = "/etc/praetor/praetor-peer-key/key".into();
         let error = RunError::PeerKey(KeyError::Unreadable { path, error: io::Error::from(ErrorKind::NotFound) });
