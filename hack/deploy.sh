@@ -3,11 +3,14 @@
 #   deploy.sh install     the CustomResourceDefinitions alone
 #   deploy.sh deploy      all of it; makes the two Secrets when they are not there (and never touches them again); waits
 #                         until the replicas are ready, or says in one line why they do not become so
-#   deploy.sh undeploy    the manager and its rights; the CRDs, all objects, the namespace and the Secrets stay
+#   deploy.sh undeploy    the manager, its rights and what any component made; the CRDs, all objects, the namespace and
+#                         the Secrets stay
 #   deploy.sh uninstall   everything. Says first how much that is, and wants a yes: typed, or CONFIRM=yes
 #   deploy.sh render      prints all manifests as `deploy` applies them
 # IMAGE (praetor-manager:dev), NAMESPACE (praetor-system), COMPONENTS (folders of config/components, with blanks
 # between), TIMEOUT (seconds that `deploy` waits, 120), KUBECTL (kubectl, else the one of hack/controlplane.sh).
+# A namespace that was there before and does not carry Praetor's label is somebody else's: it is not labelled, not held
+# to a Pod Security level, and not deleted.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 note() { printf '%s: %s\n' "$verb" "$*" >&2; }
@@ -43,24 +46,30 @@ trap 'rm -rf "$work" ${overlay:+"$overlay"}' EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM HUP
 
-# kustomize takes relative paths only, so the overlay lies inside of the repository.
-render() {
+# Never in a subshell: what clears up has to learn the folder. kustomize takes relative paths only, so the overlay lies
+# inside of the repository.
+render() { # components, ${COMPONENTS} when none are given
   local component
+  # shellcheck disable=SC2086  # names with blanks between
+  (($#)) || set -- ${COMPONENTS:-}
   mkdir -p dist
-  overlay="$(mktemp -d dist/overlay.XXXXXX)"
+  overlay="$(mktemp -d "dist/overlay.$namespace.XXXXXX")"
   cat <<END
 # Praetor, all in one: kubectl apply -f install.yaml. Needs Kubernetes 1.30 or newer, and two Secrets in $namespace, which
 # only you can make; replicas that lack one end with a line that says so:
 #   kubectl create namespace $namespace
-#   kubectl -n $namespace create secret generic praetor-device-secret --from-literal=token-secret="\$(openssl rand -hex 32)"
-#   kubectl -n $namespace create secret generic praetor-peer-key --from-literal=key="\$(openssl rand -hex 32)"
-# The tokens of all devices are derived from the first: keep it, also over a new installation.
+#   for it in praetor-device-secret/token-secret praetor-peer-key/key; do
+#     head -c 32 /dev/urandom | od -An -v -tx1 | tr -d ' \n' |
+#       kubectl -n $namespace create secret generic "\${it%/*}" --from-file="\${it#*/}=/dev/stdin"
+#   done
+# The tokens of all devices are derived from the first: keep it, also over a new installation. This makes the namespace
+# Praetor's own: labelled as such, and held to the restricted Pod Security level.
 END
   {
     echo "namespace: $namespace"
     echo "resources: [../../config/default]"
     echo "components:"
-    for component in ${COMPONENTS:-}; do echo "  - ../../config/components/$component"; done
+    for component in "$@"; do echo "  - ../../config/components/$component"; done
   } >"$overlay/kustomization.yaml"
   k kustomize "$overlay" | sed "s|image: praetor-manager:dev\$|image: $image|"
 }
@@ -73,6 +82,21 @@ documents() { # only or without, kinds with | between; manifests come on standar
     /^kind: / { kind = $2 }
     { text = text $0 "\n" }
     END { flush() }'
+}
+
+# Passes on the documents of those kinds that the cluster has: kubectl deletes nothing when it does not know a kind.
+served() { # file
+  local version kinds kind said
+  while read -r version kinds; do
+    said="$(k get --raw "/$([[ "$version" == */* ]] && echo apis || echo api)/$version" 2>&1)" ||
+      # Nobody serves this group: its project is not installed.
+      [[ "$said" == *NotFound* || "$said" == *"could not find the requested resource"* ]] || fail "whether the cluster has $version cannot be seen: $said"
+    for kind in $kinds; do
+      if [[ "$said" =~ \"kind\":\ *\"$kind\" ]]; then echo "$kind"; fi
+    done
+  done < <(awk '/^apiVersion: / { version = $2 } /^kind: / && !seen[version, $2]++ { kinds[version] = kinds[version] " " $2 }
+    END { for (version in kinds) print version kinds[version] }' "$1") >"$work/served"
+  documents only "$(paste -sd '|' "$work/served")" <"$1"
 }
 
 # The cluster is there, and not too old.
@@ -145,6 +169,30 @@ wait_ready() {
   note "$(n get deployment praetor-manager --output 'go-template={{.status.readyReplicas}}') replicas are ready"
 }
 
+# missing; ours when it carries the mark of config/rbac/namespace.yaml; other when it is somebody else's.
+whose_namespace() {
+  local said
+  said="$(k get namespace "$namespace" --ignore-not-found --output 'jsonpath={.metadata.name} {.metadata.labels.app\.kubernetes\.io/part-of}' 2>&1)" ||
+    fail "whether there is a namespace $namespace cannot be seen: $said"
+  case "$said" in
+    "") echo missing ;;
+    "$namespace praetor") echo ours ;;
+    *) echo other ;;
+  esac
+}
+
+# The rights of the whole cluster are those of one namespace's account: a second installation would take them away from
+# the first, and its removal, too.
+alone() {
+  local said place
+  said="$(k get clusterrolebinding praetor-manager --ignore-not-found --output 'jsonpath={.subjects[*].namespace}' 2>&1)" ||
+    fail "whether there is a ClusterRoleBinding praetor-manager cannot be seen: $said"
+  for place in $said; do
+    [[ "$place" == "$namespace" ]] ||
+      fail "Praetor is in the namespace $place (ClusterRoleBinding praetor-manager), not in $namespace: say NAMESPACE=$place, or take it away there first with make undeploy NAMESPACE=$place"
+  done
+}
+
 crds() { k get customresourcedefinitions --output name | grep -E '/(networkswitches|deviceprocesses|deviceprocessdeployments)\.azure\.com$' || true; }
 
 install() {
@@ -153,26 +201,41 @@ install() {
 }
 
 deploy() {
-  render >"$work/manifests"
-  # The Secrets are there before the first replica looks for them.
-  documents only Namespace <"$work/manifests" | k apply --filename -
+  local whose
+  alone
+  whose="$(whose_namespace)"
+  render >"$work/all"
+  if [[ "$whose" == other ]]; then
+    note "the namespace $namespace was there before: it keeps its labels and its Pod Security level, and uninstall will leave it"
+    documents without Namespace <"$work/all" >"$work/manifests"
+  else
+    cp "$work/all" "$work/manifests"
+    # The Secrets are there before the first replica looks for them.
+    documents only Namespace <"$work/all" | k apply --filename -
+  fi
   secret praetor-device-secret token-secret
   secret praetor-peer-key key
   k apply --filename "$work/manifests"
   wait_ready
 }
 
-# All but the namespace with the Secrets, and the CRDs with all objects.
+# All but the namespace with the Secrets, and the CRDs with all objects. Of every component: nobody has to remember which
+# ones there were.
 undeploy() {
+  alone
   # Not in a pipe: its folder would not be known here, and stay.
-  render >"$work/all"
+  # shellcheck disable=SC2046  # names of folders, without blanks
+  render $(cd config/components && echo *) >"$work/all"
   documents without 'Namespace|CustomResourceDefinition' <"$work/all" >"$work/manifests"
-  k delete --ignore-not-found --filename "$work/manifests"
+  served "$work/manifests" >"$work/served-manifests"
+  k delete --ignore-not-found --filename "$work/served-manifests"
   n delete leases --selector app.kubernetes.io/part-of=praetor --ignore-not-found >/dev/null
 }
 
 uninstall() {
-  local kind answer="${CONFIRM:-}" present count secrets
+  local kind answer="${CONFIRM:-}" present count secrets whose
+  alone
+  whose="$(whose_namespace)"
   present="$(crds)"
   echo "This deletes, in the cluster $(k config view --minify --output 'jsonpath={.clusters[0].cluster.server}'):"
   for kind in networkswitches deviceprocesses deviceprocessdeployments; do
@@ -183,9 +246,10 @@ uninstall() {
   done
   secrets="$(n get secret praetor-device-secret praetor-peer-key --ignore-not-found --output name)"
   [[ -z "$secrets" ]] || echo "  $(wc -l <<<"$secrets") Secrets: every device will need a new token"
-  if k get namespace "$namespace" >/dev/null 2>&1; then
-    echo "  the namespace $namespace with all that is in it: $(n get pods --output name | wc -l) pods, $(n get services --output name | wc -l) services"
-  fi
+  case "$whose" in
+    ours) echo "  the namespace $namespace with all that is in it: $(n get pods --output name | wc -l) pods, $(n get services --output name | wc -l) services" ;;
+    other) echo "  what Praetor has in the namespace $namespace; the namespace stays, with all else in it: Praetor did not make it" ;;
+  esac
   echo "Devices keep what they run."
   if [[ "$answer" != yes && -t 0 ]]; then
     read -r -p "Type yes to do that: " answer
@@ -196,7 +260,11 @@ uninstall() {
   n wait --for=delete pods --selector "$pods" --timeout=90s >/dev/null 2>&1 ||
     note "the manager's pods are still there after 90 s"
   [[ -z "$present" ]] || xargs "$kubectl" delete <<<"$present"
-  k delete namespace "$namespace" --ignore-not-found
+  case "$whose" in
+    ours) k delete namespace "$namespace" --ignore-not-found ;;
+    # The last two are of the component tls: cert-manager leaves them behind.
+    other) n delete secret praetor-device-secret praetor-peer-key praetor-tls praetor-ca --ignore-not-found ;;
+  esac
 }
 
 [[ "$verb" == render ]] || reach

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::harness::controlplane::repository;
 use super::harness::{ControlPlane, Folder, Output, scenario, unique, wait_for};
+use super::others;
 use super::start::OldCluster;
 
 /// The script, with nothing of the developer's environment.
@@ -38,6 +39,8 @@ async fn bad_input_is_named() {
         ("render", ("NAMESPACE", "Not_A_Name"), "NAMESPACE=Not_A_Name is no name for a namespace"),
         ("render", ("IMAGE", "a b"), "IMAGE=a b is no name of an image"),
         ("render", ("COMPONENTS", "flowschema nonsense"), "COMPONENTS names nonsense, which is none: there are "),
+        // Every installation has it.
+        ("render", ("COMPONENTS", "namespace"), "COMPONENTS names namespace, which is none: there are "),
         ("deploy", ("TIMEOUT", "soon"), "TIMEOUT=soon is no number of seconds"),
         ("deploy", ("KUBECTL", "/nowhere/kubectl"), "kubectl is missing"),
         ("deploy", ("KUBECONFIG", "/nowhere"), "kubectl reaches no cluster: "),
@@ -62,6 +65,81 @@ async fn rendered_is_what_is_asked_for() {
     assert_eq!(image, "registry.example.com:5000/a/praetor:7");
     assert!(!output.stdout.contains("praetor-system"));
     super::pick(&documents, "PodMonitor", "praetor-manager");
+    // Its head says how the Secrets are made: as the README does, in no argument.
+    let head: String =
+        output.stdout.lines().map_while(|line| line.strip_prefix('#')).map(|line| line.to_owned() + "\n").collect();
+    let readme = std::fs::read_to_string(repository().join("README.md")).unwrap();
+    let shown = |text: &str| -> Vec<String> {
+        let begin = text.lines().skip_while(|line| !line.trim().starts_with("kubectl create namespace "));
+        begin.take(5).map(|line| line.trim().replace("praetor-system", "infra")).collect()
+    };
+    assert_eq!(shown(&head), shown(&readme));
+    assert!(shown(&head).concat().contains("=/dev/stdin\"done"), "{head}");
+}
+
+/// What the script left of its own in the clone.
+fn overlays(namespace: &str) -> Vec<String> {
+    let names =
+        std::fs::read_dir(repository().join("dist")).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+    names.filter(|name| name.contains(namespace)).collect()
+}
+
+/// Somebody else's namespace keeps its labels, its Pod Security level and itself; components go without being named again.
+#[tokio::test]
+async fn a_shared_namespace_stays_as_it_is() {
+    const ALL: (&str, &str) = ("COMPONENTS", "flowschema podmonitor servicemonitor tls");
+    let plane = ControlPlane::start().await;
+    let kubectl = plane.kubectl();
+    others::apply(&plane).await;
+    let (namespace, elsewhere) = (unique("shared"), unique("elsewhere"));
+    let deploy = async |verb: &str, more: &[(&str, &str)]| {
+        let mut environment = vec![("NAMESPACE", namespace.as_str()), ("TIMEOUT", "1")];
+        environment.extend(more);
+        script(&plane, plane.admin_kubeconfig(), verb, &environment).await
+    };
+    let labels = async || kubectl.run(&["get", "namespace", &namespace, "-o", "jsonpath={.metadata.labels}"]).await;
+    let names = async |kinds: &str| kubectl.run(&["-n", &namespace, "get", kinds, "-o", "name"]).await;
+    let monitors = "podmonitors,servicemonitors,certificates,issuers";
+    let team = json!({
+        "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": namespace, "labels": { "team": "network" } },
+    });
+    kubectl.apply(&team.to_string()).await;
+    kubectl.run(&["-n", &namespace, "create", "secret", "generic", "theirs", "--from-literal=other=1"]).await;
+    let before = labels().await;
+
+    let said = deploy("deploy", &[ALL]).await;
+    refused(&said, "not ready after");
+    assert!(said.stderr.contains(&format!("the namespace {namespace} was there before")), "{said:?}");
+    assert_eq!(labels().await, before);
+    assert_eq!(names(monitors).await.lines().count(), 6);
+    kubectl.run(&["get", "flowschema", "praetor-leases"]).await;
+
+    // One installation in a cluster: another would take the rights of this one.
+    for verb in ["deploy", "undeploy", "uninstall"] {
+        let said = deploy(verb, &[("NAMESPACE", &elsewhere), ("CONFIRM", "yes")]).await;
+        refused(
+            &said,
+            &format!("Praetor is in the namespace {namespace} (ClusterRoleBinding praetor-manager), not in"),
+        );
+        assert_eq!((said.stdout.as_str(), said.stderr.lines().count()), ("", 1), "{said:?}");
+    }
+    assert!(kubectl.output(&["get", "namespace", &elsewhere], None).await.stderr.contains("NotFound"));
+    assert_eq!(names("deployments").await, "deployment.apps/praetor-manager\n");
+
+    // As cert-manager does.
+    kubectl.run(&["-n", &namespace, "create", "secret", "generic", "praetor-tls", "--from-literal=tls.crt=1"]).await;
+    let said = deploy("undeploy", &[]).await;
+    assert!(said.ok, "{said:?}");
+    assert_eq!(names(&format!("{monitors},deployments,services,sa,roles,leases")).await, "");
+    assert!(kubectl.output(&["get", "flowschema", "praetor-leases"], None).await.stderr.contains("NotFound"));
+    assert_eq!(names("secrets").await.lines().count(), 4);
+
+    let said = deploy("uninstall", &[("CONFIRM", "yes")]).await;
+    assert!(said.ok && said.stdout.contains("the namespace stays, with all else in it"), "{said:?}");
+    assert_eq!(names("secrets").await, "secret/theirs\n");
+    assert_eq!(labels().await, before);
+    assert_eq!(kubectl.run(&["get", "crd", "-o", "name"]).await.lines().count(), 4, "the other projects'");
+    assert_eq!(overlays(&namespace), [""; 0]);
 }
 
 /// In and out again, on a control plane that nobody else uses.
@@ -84,6 +162,8 @@ async fn in_and_out_of_a_cluster() {
     // Nothing runs pods here, so it ends when its time is over; everything is there by then.
     let said = deploy("deploy", &[]).await;
     refused(&said, "not ready after");
+    let mark = "jsonpath={.metadata.labels.app\\.kubernetes\\.io/part-of} {.metadata.labels.pod-security\\.kubernetes\\.io/enforce}";
+    assert_eq!(kubectl.run(&["get", "namespace", &namespace, "-o", mark]).await, "praetor restricted");
     let made = secrets().await;
     assert_eq!(made.lines().count(), 2, "{made}");
     for name in ["praetor-device-secret", "praetor-peer-key"] {

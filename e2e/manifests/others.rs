@@ -44,7 +44,8 @@ pub async fn install(plane: &ControlPlane) {
     INSTALLED.get_or_init(async || apply(plane).await).await;
 }
 
-async fn apply(plane: &ControlPlane) {
+/// Installs them on a control plane of the test's own.
+pub async fn apply(plane: &ControlPlane) {
     let kubectl = plane.kubectl();
     let labels = json!({ "type": "object", "additionalProperties": text() });
     let endpoint = object(
