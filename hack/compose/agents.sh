@@ -7,11 +7,15 @@
 #   hack/compose/agents.sh -n 20        for the cluster's first 20 NetworkSwitches, by name; writes agents.yaml
 #   hack/compose/agents.sh NAME...      for these devices; writes agents.yaml
 #
-# Run it again after a change of the secret: running agents take up their new token within a heartbeat.
+# Run it again, with the same variables, after a change of the secret: running agents take up their new token within a
+# heartbeat.
 #
 #   NAMESPACE=...      where the manager is (praetor-system)
 #   TOKEN_COMMAND=...  prints the token of the device whose name is added; words are split at blanks. For a manager
 #                      outside of a cluster: TOKEN_COMMAND='praetor-manager token --device-token-secret-file=FILE'
+#   GATEWAY_CA_FILE=F  for a manager with TLS: the CA certificates that agents check it against, copied for each of
+#                      them; GATEWAY_URL then goes into .env, too, by itself as https://host.docker.internal:8080. The
+#                      name in it must be one of the manager's certificate
 #   AGENT_USER=...     uid:gid of the agents; without it the caller, or 65532:65532 when that is root. Where Docker
 #                      itself runs without root: 0:0, which is the caller there
 set -euo pipefail
@@ -52,6 +56,17 @@ for device in "${devices[@]}"; do
     fail "$(printf %q "$device") is no device name: lower-case letters, digits, '-' and '.', at most 253, as in NetworkSwitch names"
 done
 
+# --- What gateways are checked against ---
+
+ca="${GATEWAY_CA_FILE:-}"
+gateway="${GATEWAY_URL:-https://host.docker.internal:8080}"
+if [[ -n "$ca" ]]; then
+  [[ -f "$ca" && -r "$ca" ]] || fail "GATEWAY_CA_FILE=$ca is no file that can be read: name the PEM file of the CA"
+  grep -q -- '-----BEGIN CERTIFICATE-----' "$ca" || fail "GATEWAY_CA_FILE=$ca holds no certificate in PEM"
+  [[ "$gateway" =~ ^https://[[:graph:]]+$ && "$gateway" != *[\'\"\$\#]* ]] ||
+    fail "GATEWAY_URL=$gateway does not fit to GATEWAY_CA_FILE: use https://HOST:PORT, without quotes, blanks, \\, \$ or #"
+fi
+
 # --- Who derives the tokens ---
 
 if [[ -n "${TOKEN_COMMAND:-}" ]]; then
@@ -84,6 +99,11 @@ for device in "${devices[@]}"; do
   mkdir -p "$folder/devices/$device/token" "$folder/devices/$device/state"
   temporary="$folder/devices/$device/token/.new"
   printf '%s\n' "$token" >"$temporary"
+  # Beside the token: the folder is mounted already.
+  if [[ -n "$ca" ]]; then
+    cp -- "$ca" "$folder/devices/$device/token/.ca"
+    mv "$folder/devices/$device/token/.ca" "$folder/devices/$device/token/ca.crt"
+  fi
   # Only root can; anybody else is the user, or knows why not.
   [[ "$(id -u)" != 0 ]] || chown -R "$user" "$folder/devices/$device"
   # At once: the agent reads the old one or the new one.
@@ -93,7 +113,10 @@ done
 
 # --- For Compose ---
 
-printf 'COMPOSE_PROJECT_NAME=praetor-agents\nAGENT_USER=%s\n' "$user" >"$folder/.env"
+{
+  printf 'COMPOSE_PROJECT_NAME=praetor-agents\nAGENT_USER=%s\n' "$user"
+  [[ -z "$ca" ]] || printf 'AGENT_CA_FILE=/run/praetor/ca.crt\nGATEWAY_URL=%s\n' "$gateway"
+} >"$folder/.env"
 if [[ "$file" == agents.yaml ]]; then
   {
     echo "# Written by agents.sh from docker-compose.yaml."
