@@ -115,7 +115,7 @@ self_test() {
   expect "rules_test.yaml:" rules.yaml 's/> 180/> 18000/' rule
   expect "rollout_test.yaml:" rules.yaml 's/for: 5m/for: 30s/' rule
   expect "PraetorDown has no test in which it fires" rules_test.yaml '/alertname: PraetorDown/,/exp_alerts/ s/exp_alerts:.*/exp_alerts: []/; s/PraetorDown, severity/x/' - text
-  expect "PraetorRestarting has no test in which it does not fire" rules_test.yaml '/alertname: PraetorRestarting/,/exp_alerts/ s/PraetorRestarting/PraetorDown/' - text
+  expect "PraetorCertificateEnds has no test in which it does not fire" rules_test.yaml '/alertname: PraetorCertificateEnds/,/exp_alerts/ s/PraetorCertificateEnds/PraetorDown/' - text
   expect "PraetorNoLeader has no summary" rules.yaml '/summary: No replica leads/d' rule text
   expect "PraetorNoLeader: severity" rules.yaml '/alert: PraetorNoLeader/,/severity/ s/severity: .*/severity: bad/' rule text
   expect "PraetorNoLeader: runbook_url" rules.yaml 's/#praetornoleader/#nowhere/' rule text
