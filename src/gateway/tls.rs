@@ -70,6 +70,14 @@ pub enum TlsError {
         /// The key's file.
         key: PathBuf,
     },
+    /// It is good, but not now, and it would take the place of one that counts.
+    #[error("--tls-cert-file {}: the certificate {reason}, and the one in force counts", .path.display())]
+    Untimely {
+        /// The certificate's file.
+        path: PathBuf,
+        /// When it counts.
+        reason: String,
+    },
 }
 
 /// The certificate that is in force now.
@@ -98,6 +106,8 @@ struct Last {
     good: [u8; 32],
     /// What was wrong, and whether that has been told.
     complaint: Option<(String, bool)>,
+    /// Whether it has been told that the certificate in force has expired.
+    expired: bool,
 }
 
 // === impl Tls ===
@@ -121,10 +131,11 @@ impl Tls {
         }
         let read = files.read()?;
         let served = files.served(&read)?;
-        served.tell(&files, "the device port speaks HTTPS");
+        let now = clock::unix_seconds();
+        served.tell(&files, "the device port speaks HTTPS", now);
         Ok(Some(Arc::new(Self {
+            last: Mutex::new(Last { good: read.digest(), complaint: None, expired: served.has_expired(now) }),
             served: RwLock::new(served),
-            last: Mutex::new(Last { good: read.digest(), complaint: None }),
             files,
         })))
     }
@@ -142,7 +153,8 @@ impl Tls {
     }
 
     /// Reloads the files within 10 s of a change and keeps the gauge at the end of the certificate that is in force,
-    /// seconds since 1970. A broken new version is logged once and the old one stays.
+    /// seconds since 1970. A new version that is broken, or does not count now while the old one does, is logged once
+    /// and the old one stays. When the one in force expires, that is logged once, too.
     pub async fn watch_files(self: Arc<Self>, not_after: IntGauge, shutdown: CancellationToken) {
         let show = move |tls: &Self| not_after.set(tls.validity().map_or(0, |validity| validity.not_after));
         show(&self);
@@ -154,13 +166,18 @@ impl Tls {
     }
 
     pub(super) fn reload(&self) {
+        self.look(clock::unix_seconds());
+    }
+
+    /// A look at the files at this time; `true` when it tells that the certificate in force has expired.
+    pub(super) fn look(&self, now: i64) -> bool {
         let mut last = self.last.lock();
-        match self.refresh(&last.good) {
+        match self.refresh(&last.good, now) {
             Ok(None) => last.complaint = None,
             Ok(Some((good, served))) => {
-                served.tell(&self.files, "reloaded the certificate of the device port; open connections go on");
+                served.tell(&self.files, "reloaded the certificate of the device port; open connections go on", now);
+                *last = Last { good, complaint: None, expired: served.has_expired(now) };
                 *self.served.write() = served;
-                *last = Last { good, complaint: None };
             }
             Err(error) => {
                 let complaint = error.to_string();
@@ -176,6 +193,13 @@ impl Tls {
                 last.complaint = Some((complaint, again));
             }
         }
+        let served = self.served.read();
+        let expires = served.has_expired(now) && !last.expired;
+        if expires {
+            served.warn(&self.files, now);
+            last.expired = true;
+        }
+        expires
     }
 
     /// After another look: whether what is wrong has been told; `None` when nothing is.
@@ -186,10 +210,20 @@ impl Tls {
     }
 
     /// What is new and good.
-    fn refresh(&self, good: &[u8; 32]) -> Result<Option<([u8; 32], Served)>, TlsError> {
+    fn refresh(&self, good: &[u8; 32], now: i64) -> Result<Option<([u8; 32], Served)>, TlsError> {
         let read = self.files.read()?;
         let digest = read.digest();
-        if digest == *good { Ok(None) } else { Ok(Some((digest, self.files.served(&read)?))) }
+        if digest == *good {
+            return Ok(None);
+        }
+        let new = self.files.served(&read)?;
+        match new.untimely(now) {
+            // One that agents refuse is no worse than another.
+            Some(reason) if self.served.read().untimely(now).is_none() => {
+                Err(TlsError::Untimely { path: self.files.cert.clone(), reason })
+            }
+            _ => Ok(Some((digest, new))),
+        }
     }
 }
 
@@ -268,18 +302,33 @@ impl Files {
 // === impl Served ===
 
 impl Served {
-    fn tell(&self, files: &Files, what: &str) {
+    fn tell(&self, files: &Files, what: &str, now: i64) {
         let file = files.cert.display();
-        let Some(Validity { not_before, not_after }) = self.validity else {
-            return tracing::info!(%file, "{what}");
-        };
-        let now = clock::unix_seconds();
-        let (from, until) = (time::format(not_before), time::format(not_after));
-        tracing::info!(%file, until, "{what}");
-        if now > not_after {
-            tracing::warn!(%file, until, "the certificate has expired: agents refuse it");
-        } else if now < not_before {
-            tracing::warn!(%file, from, "the certificate does not count yet: agents refuse it");
+        match self.validity {
+            Some(Validity { not_after, .. }) => tracing::info!(%file, until = time::format(not_after), "{what}"),
+            None => tracing::info!(%file, "{what}"),
         }
+        self.warn(files, now);
+    }
+
+    /// Says so when it does not count.
+    fn warn(&self, files: &Files, now: i64) {
+        if let Some(reason) = self.untimely(now) {
+            tracing::warn!(file = %files.cert.display(), "the certificate {reason}: agents refuse it");
+        }
+    }
+
+    /// Why it does not count now; `None` as well when its dates cannot be read.
+    fn untimely(&self, now: i64) -> Option<String> {
+        let Validity { not_before, not_after } = self.validity.filter(|validity| !validity.counts(now))?;
+        Some(if now < not_before {
+            format!("does not count until {}", time::format(not_before))
+        } else {
+            format!("has expired at {}", time::format(not_after))
+        })
+    }
+
+    fn has_expired(&self, now: i64) -> bool {
+        self.validity.is_some_and(|validity| now > validity.not_after)
     }
 }

@@ -19,6 +19,16 @@ const VERSION: u8 = 0xa0;
 const UTC_TIME: u8 = 0x17;
 const GENERALIZED_TIME: u8 = 0x18;
 
+// === impl Validity ===
+
+impl Validity {
+    /// Whether it counts at this time, seconds since 1970.
+    #[must_use]
+    pub fn counts(&self, now: i64) -> bool {
+        (self.not_before..=self.not_after).contains(&now)
+    }
+}
+
 /// The dates of a certificate; `None` when it is none.
 #[must_use]
 pub fn validity(certificate: &[u8]) -> Option<Validity> {
@@ -111,6 +121,12 @@ mod tests {
             let expected = Validity { not_before: unix(not_before), not_after: unix(not_after) };
             assert_eq!(validity(&made(from, to)), Some(expected), "{not_before}");
         }
+    }
+
+    #[test]
+    fn both_ends_count() {
+        let validity = Validity { not_before: 10, not_after: 20 };
+        assert_eq!([9, 10, 20, 21].map(|now| validity.counts(now)), [false, true, true, false]);
     }
 
     #[test]

@@ -251,6 +251,44 @@ fn a_new_pair_counts_and_a_broken_one_is_told_once() {
 }
 
 #[test]
+fn a_pair_that_does_not_count_now_replaces_none_that_does() {
+    let pair = Pair::new(2040);
+    let tls = pair.load();
+    let at = |text: &str| crate::wire::time::parse(text).unwrap().seconds;
+    let until = |tls: &Tls| crate::wire::time::format(tls.validity().unwrap().not_after);
+    let (cert, key) = made(2030);
+    pair.write(&cert, &key);
+    // The new one has expired and the old one counts: it stays.
+    tls.look(at("2031-01-01T00:00:00Z"));
+    assert_eq!(until(&tls), "2040-01-01T00:00:00Z");
+    // Neither counts: what the files hold.
+    tls.look(at("2041-01-01T00:00:00Z"));
+    assert_eq!(until(&tls), "2030-01-01T00:00:00Z");
+    // Nor before both.
+    let (cert, key) = made(2035);
+    pair.write(&cert, &key);
+    tls.look(at("1970-01-02T00:00:00Z"));
+    assert_eq!(until(&tls), "2035-01-01T00:00:00Z");
+}
+
+#[test]
+fn the_end_of_the_certificate_in_force_is_told_once() {
+    let pair = Pair::new(2040);
+    let tls = pair.load();
+    let at = |text: &str| crate::wire::time::parse(text).unwrap().seconds;
+    let end = at("2040-01-01T00:00:00Z");
+    assert_eq!([end - 5, end, end + 1, end + 6].map(|now| tls.look(now)), [false, false, true, false]);
+    // A new one ends once more; one that has expired when it comes is told of as it is taken up.
+    let (cert, key) = made(2041);
+    pair.write(&cert, &key);
+    assert_eq!([end + 9, at("2041-01-01T00:00:01Z"), end * 2].map(|now| tls.look(now)), [false, true, false]);
+    let (cert, key) = made(2030);
+    pair.write(&cert, &key);
+    assert!(!tls.look(end * 2));
+    assert_eq!(tls.validity().unwrap().not_after, at("2030-01-01T00:00:00Z"));
+}
+
+#[test]
 fn what_is_no_certificate_with_its_key_is_refused_in_one_line() {
     let pair = Pair::new(2049);
     let ((cert, key), (_, other)) = (made(2049), made(2049));
