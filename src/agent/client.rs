@@ -231,9 +231,9 @@ async fn connect_tls(
     name: &ServerName<'static>,
     trust: &Trust,
 ) -> Result<TlsStream<TcpStream>, RequestError> {
-    let connector = trust.connector()?;
+    let known = trust.known()?;
     let failed = |error: &rustls::Error| explain(error, &trust.to_string());
-    let error = match shake(&connector, name, connect(endpoint).await?).await {
+    let error = match shake(&known.connector, name, connect(endpoint).await?).await {
         Ok(stream) => return Ok(stream),
         Err(HandshakeError::Io(error)) => return Err(RequestError::Handshake(error)),
         Err(HandshakeError::Tls(error)) if !is_about_trust(&error) => {
@@ -241,14 +241,14 @@ async fn connect_tls(
         }
         Err(HandshakeError::Tls(error)) => error,
     };
-    match trust.reload() {
+    match trust.reload(&known) {
         Ok(false) => return Err(RequestError::Untrusted(failed(&error))),
         Err(unread) => return Err(RequestError::Outdated(failed(&error), unread)),
         Ok(true) => {
             tracing::info!(%trust, gateway = %endpoint, "the CA certificates have changed: trying with the new ones")
         }
     }
-    shake(&trust.connector()?, name, connect(endpoint).await?).await.map_err(|error| match error {
+    shake(&trust.known()?.connector, name, connect(endpoint).await?).await.map_err(|error| match error {
         HandshakeError::Io(error) => RequestError::Handshake(error),
         HandshakeError::Tls(error) => RequestError::Untrusted(failed(&error)),
     })

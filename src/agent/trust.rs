@@ -19,10 +19,13 @@ pub struct Trust {
     known: RefCell<Option<Known>>,
 }
 
-struct Known {
+/// CAs as they were when they were read.
+#[derive(Clone)]
+pub struct Known {
+    /// Makes TLS of a connection, and checks whom it leads to.
+    pub connector: TlsConnector,
     /// SHA-256 of all certificates.
     digest: [u8; 32],
-    connector: TlsConnector,
 }
 
 /// Why there are no CAs.
@@ -56,32 +59,35 @@ impl Trust {
         Ok(Self { file, known: RefCell::new(known) })
     }
 
-    /// Makes TLS of a connection, and checks whom it leads to.
+    /// The CAs that count now.
     ///
     /// # Errors
     /// When the system's CAs are needed and there are none.
-    pub fn connector(&self) -> Result<TlsConnector, TrustError> {
+    pub fn known(&self) -> Result<Known, TrustError> {
         if let Some(known) = &*self.known.borrow() {
-            return Ok(known.connector.clone());
+            return Ok(known.clone());
         }
         let known = self.read()?;
-        let connector = known.connector.clone();
-        *self.known.borrow_mut() = Some(known);
-        Ok(connector)
+        *self.known.borrow_mut() = Some(known.clone());
+        Ok(known)
     }
 
-    /// Reads the CAs again; `true` when they are others now.
+    /// Reads the CAs again, since with `failed` a gateway was not trusted; `true` when they are others than those now,
+    /// be it that somebody else has read them again in the meantime.
     ///
     /// # Errors
-    /// When there are none, or they cannot be read; those that are known stay.
-    pub fn reload(&self) -> Result<bool, TrustError> {
-        let new = self.read()?;
+    /// When there are none, or they cannot be read, and `failed` are those that are known; these stay.
+    pub fn reload(&self, failed: &Known) -> Result<bool, TrustError> {
+        let new = self.read();
         let mut known = self.known.borrow_mut();
-        let differ = known.as_ref().is_none_or(|known| known.digest != new.digest);
-        if differ {
-            *known = Some(new);
+        let differ = |known: &Option<Known>| known.as_ref().is_some_and(|known| known.digest != failed.digest);
+        match new {
+            // The connector is kept while the CAs are the same.
+            Ok(new) if known.as_ref().is_none_or(|known| known.digest != new.digest) => *known = Some(new),
+            Err(error) if !differ(&known) => return Err(error),
+            Ok(_) | Err(_) => {}
         }
-        Ok(differ)
+        Ok(differ(&known))
     }
 
     fn read(&self) -> Result<Known, TrustError> {
@@ -174,13 +180,29 @@ mod tests {
         let (old, new) = (ca(), ca());
         std::fs::write(&file, format!("a comment\n{old}")).unwrap();
         let trust = Trust::new(Some(file.path().to_owned())).unwrap();
-        assert!(trust.connector().is_ok() && !trust.reload().unwrap());
+        let reload = || trust.reload(&trust.known().unwrap());
+        assert!(!reload().unwrap());
         std::fs::write(&file, format!("{new}{old}")).unwrap();
-        assert!(trust.reload().unwrap() && !trust.reload().unwrap());
+        assert!(reload().unwrap() && !reload().unwrap());
         std::fs::write(&file, "").unwrap();
-        assert!(trust.reload().unwrap_err().to_string().contains("no certificate"));
+        assert!(reload().unwrap_err().to_string().contains("no certificate"));
         std::fs::remove_file(&file).unwrap();
-        assert!(trust.reload().is_err() && trust.connector().is_ok());
+        assert!(reload().is_err() && trust.known().is_ok());
+    }
+
+    #[test]
+    fn both_of_two_that_failed_with_the_old_ones_try_the_new_ones() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(&file, ca()).unwrap();
+        let trust = Trust::new(Some(file.path().to_owned())).unwrap();
+        let (one, other) = (trust.known().unwrap(), trust.known().unwrap());
+        std::fs::write(&file, ca()).unwrap();
+        assert!(trust.reload(&one).unwrap());
+        assert!(trust.reload(&other).unwrap());
+        // Nor does it matter that the file is gone again.
+        std::fs::remove_file(&file).unwrap();
+        assert!(trust.reload(&other).unwrap());
+        assert!(trust.reload(&trust.known().unwrap()).is_err());
     }
 
     #[test]
