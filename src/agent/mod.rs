@@ -9,6 +9,7 @@
 //! - [`report`]: the bodies of reports
 //! - [`endpoint`]: where a gateway is
 //! - [`client`]: one keep-alive connection to a gateway
+//! - [`refusal`]: what a gateway says of a request that it does not accept
 //! - [`trust`], [`distrust`]: which CAs gateways are checked against; why one is not trusted
 //! - [`state`]: the state file
 //! - [`trouble`]: the log lines about a gateway that does not answer
@@ -20,6 +21,7 @@ pub mod client;
 pub mod distrust;
 pub mod endpoint;
 pub mod holding;
+pub mod refusal;
 pub mod report;
 pub mod run;
 pub mod state;

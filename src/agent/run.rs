@@ -3,7 +3,9 @@
 use super::arguments::{Settings, Token};
 use super::cadence::{Outcome, Polling, Reporting};
 use super::client::{Client, Incoming, Outgoing};
+use super::endpoint::Endpoint;
 use super::holding::{Answer, Change, ChangeKind, Holding, Verdict};
+use super::refusal::bad_request;
 use super::report::Reporter;
 use super::state::StateFile;
 use super::trouble::Trouble;
@@ -137,7 +139,7 @@ impl Shared {
             let request = self.question(ask.wait_seconds);
             let answer = client.send(ask.gateway, &gateways[ask.gateway], &request).await;
             let (outcome, problem) = match answer {
-                Ok(answer) => self.judge(&answer),
+                Ok(answer) => self.judge(&gateways[ask.gateway], &answer),
                 Err(error) => (failed(None), Some(error.to_string())),
             };
             let held = self.holding.borrow().items().len();
@@ -172,7 +174,7 @@ impl Shared {
     }
 
     /// What an answer means for the next request, and what was wrong with it.
-    fn judge(&self, answer: &Incoming) -> (Outcome, Option<String>) {
+    fn judge(&self, gateway: &Endpoint, answer: &Incoming) -> (Outcome, Option<String>) {
         let retry_after = retry_after(&answer.headers);
         let revision = text(&answer.headers, REVISION_HEADER).and_then(|revision| revision.parse().ok());
         let about = match answer.status {
@@ -186,7 +188,7 @@ impl Shared {
             },
             StatusCode::NOT_MODIFIED => Answer::NotModified { revision },
             StatusCode::SERVICE_UNAVAILABLE if retry_after == Some(Duration::from_secs(1)) => Answer::Behind,
-            status => return (failed(retry_after), Some(self.explain(status))),
+            _ => return (failed(retry_after), Some(self.explain(gateway, answer))),
         };
         let mut holding = self.holding.borrow_mut();
         match holding.received(Instant::now(), unix_seconds(), about) {
@@ -241,7 +243,8 @@ impl Shared {
             }
             // Whoever renews the token in its file need not have the old one refused first.
             self.reload_token();
-            let gateway = self.reporting.borrow_mut().start(Instant::now());
+            let number = self.reporting.borrow_mut().start(Instant::now());
+            let gateway = &gateways[number];
             let bodies = {
                 let holding = self.holding.borrow();
                 let observations: Vec<_> = holding.observations().collect();
@@ -254,8 +257,9 @@ impl Shared {
                 let mut headers = HeaderMap::new();
                 headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
                 let request = self.outgoing(Method::POST, "report", headers, body.into(), 0, MAX_ANSWER_BYTES);
-                let sent = client.send(gateway, &gateways[gateway], &request).await;
-                match sent.map_err(|error| (None, error.to_string())).and_then(|answer| self.acknowledged(&answer)) {
+                let sent = client.send(number, gateway, &request).await;
+                let sent = sent.map_err(|error| (None, error.to_string()));
+                match sent.and_then(|answer| self.acknowledged(gateway, &answer)) {
                     Ok(more) => refused.extend(more),
                     Err((retry_after, why)) => {
                         (outcome, problem) = (failed(retry_after), Some(why));
@@ -269,13 +273,17 @@ impl Shared {
                 });
                 rejected = refused;
             }
-            trouble.note(Instant::now(), &gateways[gateway], problem, self.holding.borrow().items().len());
+            trouble.note(Instant::now(), gateway, problem, self.holding.borrow().items().len());
             self.reporting.borrow_mut().answered(Instant::now(), outcome, rand::random());
         }
     }
 
     /// What was rejected, or why the report must be repeated and when.
-    fn acknowledged(&self, answer: &Incoming) -> Result<Vec<Rejection>, (Option<Duration>, String)> {
+    fn acknowledged(
+        &self,
+        gateway: &Endpoint,
+        answer: &Incoming,
+    ) -> Result<Vec<Rejection>, (Option<Duration>, String)> {
         let again = |why: String| Err((retry_after(&answer.headers), why));
         match answer.status {
             StatusCode::OK => match serde_json::from_slice::<ReportAnswer>(&answer.body) {
@@ -284,7 +292,7 @@ impl Shared {
                 Err(error) => again(format!("the body of 200 is not readable: {error}")),
             },
             StatusCode::SERVICE_UNAVAILABLE => again("503: the report is not written yet".to_owned()),
-            status => again(self.explain(status)),
+            _ => again(self.explain(gateway, answer)),
         }
     }
 }
@@ -326,8 +334,8 @@ impl Shared {
     }
 
     /// A status that is neither good nor about desired state, for people. A token that is refused is read again.
-    fn explain(&self, status: StatusCode) -> String {
-        match status {
+    fn explain(&self, gateway: &Endpoint, answer: &Incoming) -> String {
+        match answer.status {
             StatusCode::UNAUTHORIZED => {
                 self.reload_token();
                 "401: the gateway refuses this device's token".to_owned()
@@ -335,10 +343,7 @@ impl Shared {
             StatusCode::FORBIDDEN => {
                 "403: the gateway says that none of the reported processes is this device's".to_owned()
             }
-            StatusCode::BAD_REQUEST => {
-                "400: the gateway does not accept the request; if it speaks HTTPS, its URL begins with https://"
-                    .to_owned()
-            }
+            StatusCode::BAD_REQUEST => bad_request(gateway.tls.is_some(), &answer.body),
             StatusCode::NOT_FOUND => "404: the gateway does not know this device".to_owned(),
             other => other.to_string(),
         }
