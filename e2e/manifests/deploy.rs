@@ -116,7 +116,7 @@ async fn a_shared_namespace_stays_as_it_is() {
 
     // One installation in a cluster: another would take the rights of this one.
     for verb in ["deploy", "undeploy", "uninstall"] {
-        let said = deploy(verb, &[("NAMESPACE", &elsewhere), ("CONFIRM", "yes")]).await;
+        let said = deploy(verb, &[("NAMESPACE", elsewhere.as_str()), ("CONFIRM", "yes")]).await;
         refused(
             &said,
             &format!("Praetor is in the namespace {namespace} (ClusterRoleBinding praetor-manager), not in"),
