@@ -112,6 +112,14 @@ pub enum Course {
 // === impl Place ===
 
 impl Place {
+    /// Whether a report counts as taken in here: from then on what it changed is in the cache, or in the queue. Not so
+    /// where another replica sees to it, nor where it was believed because the one before it said the same: that says
+    /// nothing of the cache's age.
+    #[must_use]
+    pub fn takes_in(self, footing: Footing) -> bool {
+        self != Self::Other && footing != Footing::Same
+    }
+
     /// What an owner is when it is asked how well it knows the others: in touch where all of them were heard just now;
     /// where nothing is known of any report, also where nobody else shows, if the apiserver that says so answers.
     /// `peers` are the other replicas in the view. `hearing` and `apiserver` are asked only where it matters.

@@ -289,7 +289,7 @@ impl Intake {
             assessment = self.assess(&case);
         }
         let unread = self.look_up(&mut case, &mut assessment).await;
-        self.apply(&case, assessment, unread, place != Place::Other).await
+        self.apply(&case, assessment, unread, place.takes_in(footing)).await
     }
 
     fn assess(&self, case: &Case) -> Assessment {

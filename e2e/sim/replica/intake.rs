@@ -183,7 +183,7 @@ impl Process {
             agent_version: incoming.agent_version,
             gone: HashSet::new(),
             footing,
-            take: place != Place::Other,
+            take: place.takes_in(footing),
             assessment: Assessment::default(),
             compared: Vec::new(),
             stage: Stage::Forwarding,
@@ -222,7 +222,7 @@ impl Process {
             // What the owner acknowledged was checked there.
             return self.tell(world, &case.body, case.from, outcome);
         }
-        case.take = true;
+        case.take = Place::Fallback.takes_in(case.footing);
         self.assess(world, &mut case);
         let course = case.assessment.course(case.footing, case.bare, Place::Fallback);
         world.say(|| format!("r{}: falls back for {}: {course:?}", self.at.replica, case.device));
