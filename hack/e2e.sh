@@ -81,7 +81,7 @@ finish() {
     echo "e2e: remove it with: hack/cluster.sh down $cluster && rm -r $temporary"
   else
     hack/cluster.sh down "$cluster" || echo "e2e: the cluster in $cluster could not be removed: hack/cluster.sh down $cluster" >&2
-    rm -rf "$temporary/tmp"
+    rm -rf "$temporary"/{tmp,next,next.tar,seen/home}
     if ((status == 0 || status > 128)) || [[ "$stage" != playing ]]; then
       rm -rf "$temporary"
     fi
@@ -130,10 +130,13 @@ ok "built: $(cd dist && stat --format='%n %s bytes' praetor-manager.tar praetor-
 
 begun=$SECONDS
 stage=playing
-run hack/cluster.sh up "$cluster" 2>"$temporary/up" || { cat "$temporary/up" >&2; exit 1; }
-up=$((SECONDS - begun))
-run hack/cluster.sh load "$cluster" dist/praetor-manager.tar "$temporary/next.tar" >"$temporary/load" 2>&1 || { cat "$temporary/load" >&2; exit 1; }
-ok "cluster $(kubectl --kubeconfig "$cluster/kubeconfig" version --output yaml 2>/dev/null | sed -n '/^serverVersion/,$s/.*gitVersion: //p') up after $up s, images loaded after $((SECONDS - begun)) s"
+# With their output turned away in functions: the caller's is still needed to say that there was an end by a signal.
+up() { hack/cluster.sh up "$cluster" 2>"$temporary/up"; }
+load() { hack/cluster.sh load "$cluster" dist/praetor-manager.tar "$temporary/next.tar" >"$temporary/load" 2>&1; }
+run up || { cat "$temporary/up" >&2; exit 1; }
+took=$((SECONDS - begun))
+run load || { cat "$temporary/load" >&2; exit 1; }
+ok "cluster $(kubectl --kubeconfig "$cluster/kubeconfig" version --output yaml 2>/dev/null | sed -n '/^serverVersion/,$s/.*gitVersion: //p') up after $took s, images loaded after $((SECONDS - begun)) s"
 
 # --- The story ---
 
