@@ -6,8 +6,8 @@ use crate::peers::key::KeyError;
 use std::io::ErrorKind;
 use std::path::Path;
 
-/// Where config/manager mounts its Secrets, in folders of their names.
-const SHIPPED: [&str; 2] = ["/etc/praetor/praetor-device-secret/token-secret", "/etc/praetor/praetor-peer-key/key"];
+/// Where config/manager mounts its Secrets, in folders of their names: how the paths end, whatever root they are below.
+const SHIPPED: [&str; 2] = ["etc/praetor/praetor-device-secret/token-secret", "etc/praetor/praetor-peer-key/key"];
 
 /// What an operator should do, for a manager that runs in a pod of `namespace`. Says something only when a file of
 /// secrets is not there: the pod sees an empty folder where a Secret should be. Elsewhere than where it is mounted as
@@ -23,7 +23,7 @@ pub fn in_a_pod(error: &RunError, namespace: &str) -> Option<String> {
         RunError::PeerKey(KeyError::Unreadable { path, error }) if error.kind() == ErrorKind::NotFound => path,
         _ => return None,
     };
-    if !SHIPPED.iter().any(|shipped| path == Path::new(shipped)) {
+    if !SHIPPED.iter().any(|shipped| path.ends_with(shipped)) {
         let path = path.display();
         return Some(format!(
             "if {path} is mounted from a Secret, that one is missing in {namespace}, or has no such key"
@@ -80,7 +80,7 @@ mod tests {
     fn what_is_shipped_is_where_the_deployment_mounts_it() {
         let deployment = include_str!("../../config/manager/deployment.yaml");
         for path in SHIPPED {
-            assert!(deployment.contains(&format!("-file={path}\n")), "{path}");
+            assert!(deployment.contains(&format!("-file=/{path}\n")), "{path}");
         }
     }
 
