@@ -12,15 +12,21 @@
 //! - [`refusal`]: what a gateway says of a request that it does not accept
 //! - [`trust`], [`distrust`]: which CAs gateways are checked against; why one is not trusted
 //! - [`state`]: the state file
+//! - [`process`]: the processes: what they are, what is done about them
+//! - [`artifact`]: what they run from
+//! - [`backend`]: what runs them
 //! - [`trouble`]: the log lines about a gateway that does not answer
 //! - [`run`]: the two loops and the signals
 
 pub mod arguments;
+pub mod artifact;
+pub mod backend;
 pub mod cadence;
 pub mod client;
 pub mod distrust;
 pub mod endpoint;
 pub mod holding;
+pub mod process;
 pub mod refusal;
 pub mod report;
 pub mod run;
