@@ -21,8 +21,8 @@ async fn an_outage(world: &mut World, hangs: bool) {
     let time = if hangs { seconds(16, 120) } else { seconds(16, 300) };
     world.act(if hangs { "12: the apiserver hangs" } else { "11: the apiserver is down" });
     world.crowd.acked(seconds(15, 30)).await;
-    // All caches have seen the last of it: what one has not seen it cannot vouch for later.
-    world.pass(Duration::from_secs(2)).await;
+    // What a cache has not seen it cannot vouch for later.
+    world.caught_up().await;
     let (peace, begun) = (world.peace(), Instant::now());
     if hangs {
         world.plane.freeze(Part::Apiserver);
@@ -86,6 +86,7 @@ async fn an_outage(world: &mut World, hangs: bool) {
 /// 20. No watch can go on where it was: one list each, and devices notice nothing.
 async fn everything_before_is_forgotten(world: &mut World) {
     world.act("20: compaction, and 410 on all watches");
+    world.caught_up().await;
     let (peace, before) = (world.peace(), world.cluster.list(Kind::Process, &world.namespace).await.len());
     let all = world.replicas.running();
     for which in &all {

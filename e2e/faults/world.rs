@@ -12,8 +12,8 @@ use tokio::task::JoinHandle;
 
 use crate::harness::scenario::{create_switches, deployment, device_process, fleet, process_spec};
 use crate::harness::{
-    Cluster, ControlPlane, Crowd, Kind, MANAGER_USER, Pace, Part, Recorder, Replicas, Turn, condition_status, unique,
-    wait_for,
+    Cluster, ControlPlane, Crowd, Kind, MANAGER_USER, Metrics, Pace, Part, Recorder, Replicas, Turn, condition_status,
+    unique, wait_for,
 };
 use crate::history::{Rules, Story, Version, Violation, check};
 
@@ -376,6 +376,27 @@ impl World {
                 && status["numberAvailable"] == count
         };
         self.cluster.wait_object(Kind::Deployment, &self.namespace, "agent", deadline, "rolled out", done).await;
+    }
+
+    /// Waits until every replica's watches are open and have shown what is there now. After an outage each is opened
+    /// again at its own time.
+    pub async fn caught_up(&self) {
+        let (begun, stamp) = (Instant::now(), unique("seen"));
+        let process = format!("own-{}", self.names[0]);
+        for (kind, name) in [(Kind::Switch, &*self.names[0]), (Kind::Process, &process), (Kind::Deployment, "agent")] {
+            self.cluster.label(kind, &self.namespace, name, "seen", Some(&stamp)).await;
+        }
+        wait_for(AGREED, "every watch to tell of it", async || {
+            let silent = |page: &Metrics| page.starting("praetor_watch_last_event_seconds{");
+            let since = begun.elapsed().as_secs_f64();
+            let pages = self.replicas.metrics().await;
+            let kinds = ["DeviceProcess", "DeviceProcessDeployment", "NetworkSwitch"];
+            let series = kinds.map(|kind| format!("praetor_watch_last_event_seconds{{kind=\"{kind}\"}}"));
+            let heard =
+                |page: &Metrics| series.iter().all(|series| page.0.get(series).is_some_and(|silent| *silent < since));
+            if pages.iter().all(heard) { Ok(()) } else { Err(pages.iter().map(silent).collect::<String>()) }
+        })
+        .await;
     }
 
     /// Changes many objects a little, as admin.

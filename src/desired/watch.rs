@@ -31,8 +31,9 @@ const WATCH_SECONDS: std::ops::RangeInclusive<u32> = 40..=60;
 const GRACE: Duration = Duration::from_secs(5);
 /// After so many refusals in a row a watch is not asked for from the same moment any more, but everything is listed.
 const REFUSALS: u32 = 5;
-/// Longest pause between tries while the apiserver is away; what devices are told is as old as it is long.
-const LONGEST_DELAY: Duration = Duration::from_secs(5);
+/// Longest pause between tries while the apiserver is away, up to doubled by chance: so old what devices are told may
+/// be once it is back, and so long replicas put off what they cannot vouch for.
+const LONGEST_DELAY: Duration = Duration::from_millis(2_500);
 /// A watch that ends sooner is not opened again at once.
 const SHORT_WATCH: Duration = Duration::from_secs(1);
 /// When history was compacted all watchers of all replicas list at once; they spread over this time.
