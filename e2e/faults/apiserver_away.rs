@@ -21,8 +21,9 @@ async fn an_outage(world: &mut World, hangs: bool) {
     let time = if hangs { seconds(16, 120) } else { seconds(16, 300) };
     world.act(if hangs { "12: the apiserver hangs" } else { "11: the apiserver is down" });
     world.crowd.acked(seconds(15, 30)).await;
-    // What a cache has not seen it cannot vouch for later.
+    // What a cache has not seen, and what only one replica knows that it was said, nobody can vouch for later.
     world.caught_up().await;
+    world.all_repeated(2, world.scale.heartbeat * 4).await;
     let (peace, begun) = (world.peace(), Instant::now());
     if hangs {
         world.plane.freeze(Part::Apiserver);

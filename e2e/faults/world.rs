@@ -173,7 +173,7 @@ impl World {
                 window: self.scale.window(),
                 verdict: TAKE_OVER + self.unjudged,
                 lag: Duration::from_secs(2),
-                ack_lag: Duration::from_secs(5),
+                ack_lag: Duration::from_secs(10),
                 end: Instant::now(),
             };
             let found = check(&self.story(), &rules);
@@ -395,6 +395,23 @@ impl World {
             let heard =
                 |page: &Metrics| series.iter().all(|series| page.0.get(series).is_some_and(|silent| *silent < since));
             if pages.iter().all(heard) { Ok(()) } else { Err(pages.iter().map(silent).collect::<String>()) }
+        })
+        .await;
+    }
+
+    /// Waits until every device was acknowledged so many times more.
+    pub async fn all_repeated(&self, times: usize, deadline: Duration) {
+        let begun = Instant::now();
+        wait_for(deadline, format!("{times} reports of each device to be acknowledged"), async || {
+            let acked = self.crowd.look(|ledger| {
+                let mut acked: HashMap<_, usize> = HashMap::new();
+                for turn in ledger.turns.iter().filter(|turn| turn.begun >= begun && turn.acked) {
+                    *acked.entry(turn.device.clone()).or_default() += 1;
+                }
+                acked
+            });
+            let missing = self.names.iter().find(|name| acked.get(&***name).is_none_or(|count| *count < times));
+            missing.map_or(Ok(()), |name| Err(format!("{name}: {:?}", acked.get(&**name))))
         })
         .await;
     }

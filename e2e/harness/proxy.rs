@@ -175,8 +175,8 @@ async fn connection(
             let (up, down) = (weather.clone(), weather);
             tokio::select! {
                 // A half-closed connection is not worth keeping: HTTP and TLS do not need it.
-                () = pump(from_client, to_server, up, caller, false) => {}
-                () = pump(from_server, to_client, down, caller, true) => {}
+                () = pump(from_client, to_server, up, begun, caller, false) => {}
+                () = pump(from_server, to_client, down, begun, caller, true) => {}
             }
         }
     };
@@ -210,6 +210,7 @@ async fn pump(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
     mut weather: watch::Receiver<Weather>,
+    begun: usize,
     caller: &str,
     answers: bool,
 ) {
@@ -219,8 +220,11 @@ async fn pump(
         if !delay.is_zero() {
             tokio::time::sleep(delay).await;
         }
-        let open = weather.wait_for(|w| w.towards(caller) != Mode::Stall).await;
-        let Ok(mode) = open.map(|w| w.towards(caller)) else { return };
+        let over = |w: &Weather| w.generation != begun;
+        let open = weather.wait_for(|w| over(w) || w.towards(caller) != Mode::Stall).await;
+        // What was held back when the connection was ended is lost, also when others go on in the same moment.
+        let Ok(mode) = open.map(|w| (!over(&w)).then(|| w.towards(caller))) else { return };
+        let Some(mode) = mode else { return };
         if answers && mode == Mode::LoseAnswers {
             continue;
         }
