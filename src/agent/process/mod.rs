@@ -1,4 +1,15 @@
 //! The processes of the device: what they are, what is remembered of them, and what is done next.
+//!
+//! - [`spec`], [`identity`]: what a process is, and its name on the device
+//! - [`record`]: what is remembered of it
+//! - [`reconcile`]: what is done next about it
+//! - [`observation`]: what is reported of it
+//! - [`backoff`], [`health`]: when to try again; whether it is well
 
+pub mod backoff;
+pub mod health;
 pub mod identity;
+pub mod observation;
+pub mod reconcile;
+pub mod record;
 pub mod spec;
