@@ -1,11 +1,12 @@
 //! What must hold, looked at after every step, and at the end when all faults are over.
 
 use super::apiserver::{ApiServer, Patch};
-use super::report::{Body, Item, content_of};
+use super::report::{Body, Item, content_of, spin_of};
 use super::rng::Rng;
 use super::world::Address;
 use praetor::desired::index::Kind;
 use praetor::desired::object::Opened;
+use praetor::status::budget::{BURST, PERIOD_MS};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -45,6 +46,7 @@ struct Live {
 #[derive(Debug, Default)]
 struct Truth {
     contents: Vec<u32>,
+    spin: u32,
 }
 
 /// See the module.
@@ -85,6 +87,11 @@ pub struct Checker {
     pub forwarded: u64,
     /// Reports that were acknowledged.
     pub acks: u64,
+    /// Turns that processes took.
+    pub spins: u64,
+    /// What each life of a replica wrote of an object, by uid, since it last wrote of another spec: how often because
+    /// of the process alone, and since when.
+    turns: HashMap<(Address, String), (u64, u64)>,
 }
 
 #[derive(Debug, Default)]
@@ -107,13 +114,13 @@ impl Checker {
 
     // --- what devices are ---
 
-    /// The latest serial and content of a process.
-    pub fn truth(&mut self, device: usize, name: &str) -> (usize, u32) {
+    /// The latest serial and content of a process, and its spin.
+    pub fn truth(&mut self, device: usize, name: &str) -> (usize, u32, u32) {
         let truth = self.truths.entry((device, name.to_owned())).or_default();
         if truth.contents.is_empty() {
             truth.contents.push(1);
         }
-        (truth.contents.len() - 1, truth.contents[truth.contents.len() - 1])
+        (truth.contents.len() - 1, truth.contents[truth.contents.len() - 1], truth.spin)
     }
 
     /// A process of a device changes; often it goes back to what it was before.
@@ -123,6 +130,12 @@ impl Checker {
         let back = contents.len() >= 2 && rng.chance(400);
         let next = if back { contents[contents.len() - 2] } else { contents.iter().max().unwrap_or(&0) + 1 };
         contents.push(next);
+    }
+
+    /// A process of a device ends or starts.
+    pub fn spins(&mut self, device: usize, name: &str) {
+        self.spins += 1;
+        self.truths.entry((device, name.to_owned())).or_default().spin += 1;
     }
 
     /// A device starts (again): it knows nothing of what it was served.
@@ -313,6 +326,7 @@ impl Checker {
                 live.acked_by.as_ref().is_some_and(told)
             });
             self.content(by, &name, after, late || !told);
+            self.turn(by, &name, before, after);
             // It may have come between somebody's live read and what that one acknowledges.
             let now = self.now;
             if let Some(live) = self.live.get_mut(&name).filter(|_| late) {
@@ -344,6 +358,34 @@ impl Checker {
             return;
         }
         live.content = content;
+    }
+
+    /// What a process does over and over is written a few times at once, and then once a minute.
+    fn turn(&mut self, by: Address, name: &str, before: &Opened, after: &Opened) {
+        let uid = after.metadata.uid.clone().unwrap_or_default();
+        let differs = |key: &str| before.status[key] != after.status[key];
+        if ["observedSpecHash", "runningSpecHash", "observedGeneration", "artifactVersion"].into_iter().any(differs) {
+            self.turns.remove(&(by, uid));
+            return;
+        }
+        let of_process = |status: &Value| {
+            let mut status = status.clone();
+            status.as_object_mut().map(|status| status.remove("lastReport"));
+            status
+        };
+        let free = differs("artifactDigest") || connected(&before.status) != connected(&after.status);
+        if free || of_process(&before.status) == of_process(&after.status) {
+            return;
+        }
+        let now = self.now;
+        let (count, since) = self.turns.entry((by, uid)).or_insert((0, now));
+        *count += 1;
+        // Those whose answers were lost are not counted by who wrote them.
+        let most = BURST + 3 + (now - *since) / (PERIOD_MS * 95 / 100);
+        if *count > most {
+            let what = format!("r{} writes {name} {count} times since {since}", by.replica);
+            self.fail("a crash loop has a budget", what);
+        }
     }
 
     fn transition(&mut self, by: Address, before: &Opened, after: &Opened) {
@@ -451,6 +493,10 @@ impl Checker {
             let Some(live) = self.live.get(name).filter(|_| *kind == Kind::Process) else { continue };
             let Some(truth) = self.truths.get(&(device, name.to_owned())) else { continue };
             let latest = truth.contents.last().copied();
+            let spin = spin_of(&object.status);
+            if alive[device] && spin != Some(truth.spin) {
+                problems.push(("statuses say what is", format!("{name} has spin {spin:?}, the device {}", truth.spin)));
+            }
             if alive[device] && live.content != latest {
                 let what = format!("{name} has content {:?}, the device {latest:?}", live.content);
                 problems.push(("statuses say what is", what));

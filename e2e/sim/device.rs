@@ -21,6 +21,8 @@ pub enum DeviceTimer {
     Ask(u64),
     /// A process changes.
     Change(u32),
+    /// A process ends or starts, in a crash loop.
+    Spin(u32),
     /// No answer to a report.
     NoAnswer(u64),
     /// No answer to a question.
@@ -55,7 +57,10 @@ pub struct Device {
     dirty: bool,
     /// Whether processes still change.
     pub restless: bool,
+    /// Some devices have a process that crashes over and over.
+    crashes: bool,
     rng: Rng,
+    spins: Rng,
 }
 
 impl Device {
@@ -80,7 +85,10 @@ impl Device {
             roams: rng.chance(600),
             dirty: false,
             restless: true,
+            // The seeds that are kept have other troubles, and are to stay as they are.
+            crashes: seed % 10 == 6,
             rng,
+            spins: Rng::new(seed, &format!("spins of {index}")),
         }
     }
 
@@ -105,6 +113,10 @@ impl Device {
         self.report_in(world, first);
         let change = self.rng.range(500, 20_000);
         world.after(change, Event::Device(self.index, DeviceTimer::Change(self.life)));
+        if self.crashes {
+            let first = self.spins.range(2_000, 30_000);
+            world.after(first, Event::Device(self.index, DeviceTimer::Spin(self.life)));
+        }
     }
 
     /// It dies, or can reach nobody: the same to everybody else.
@@ -127,6 +139,7 @@ impl Device {
             DeviceTimer::Report(due) if due == self.due && self.flying.is_none() => self.report(world, None),
             DeviceTimer::Ask(ticket) if ticket == self.tickets || self.asking.is_none() => self.ask(world),
             DeviceTimer::Change(life) if life == self.life && self.restless => self.change(world),
+            DeviceTimer::Spin(life) if life == self.life && self.restless => self.spin(world),
             DeviceTimer::NoAnswer(ticket) => self.answered(world, ticket, ReportAnswer::Failed),
             DeviceTimer::NoState(ticket) => self.served(world, ticket, GetAnswer::Later),
             _ => {}
@@ -136,16 +149,30 @@ impl Device {
     fn change(&mut self, world: &mut World) {
         if let Some(name) = self.held.keys().nth(self.rng.index(self.held.len())) {
             world.checker.changes(self.index, name, &mut self.rng);
-            // Agents report at once when something changed.
-            if self.flying.is_some() {
-                self.dirty = true;
-            } else {
-                self.report_in(world, 1);
-            }
+            self.hurry(world);
         }
         // Now and then twice in a second.
         let next = if self.rng.chance(350) { self.rng.range(30, 900) } else { self.rng.range(2_000, 50_000) };
         world.after(next, Event::Device(self.index, DeviceTimer::Change(self.life)));
+    }
+
+    /// Agents report at once when something changed.
+    fn hurry(&mut self, world: &mut World) {
+        if self.flying.is_some() {
+            self.dirty = true;
+        } else {
+            self.report_in(world, 1);
+        }
+    }
+
+    fn spin(&mut self, world: &mut World) {
+        if let Some(name) = self.held.keys().next() {
+            world.checker.spins(self.index, name);
+            self.hurry(world);
+        }
+        // Many turns in a row, then it runs for a while.
+        let next = if self.spins.chance(930) { self.spins.range(300, 4_000) } else { self.spins.range(20_000, 90_000) };
+        world.after(next, Event::Device(self.index, DeviceTimer::Spin(self.life)));
     }
 
     fn report_in(&mut self, world: &mut World, delay: u64) {
@@ -157,8 +184,8 @@ impl Device {
         let body = again.unwrap_or_else(|| {
             self.sequence += 1;
             let observations = self.held.values().map(|item| {
-                let (serial, content) = world.checker.truth(self.index, &item.name);
-                Observation { name: item.name.clone(), spec: item.spec, serial, content }
+                let (serial, content, spin) = world.checker.truth(self.index, &item.name);
+                Observation { name: item.name.clone(), spec: item.spec, serial, content, spin }
             });
             let observations = observations.collect();
             Arc::new(Body { device: self.index, boot: self.boot.clone(), sequence: self.sequence, observations })

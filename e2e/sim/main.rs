@@ -139,6 +139,9 @@ fn much_happens() {
     let sum = |what: fn(&Report) -> u64| reports.iter().map(what).sum::<u64>();
     let (writes, deaths, forwarded) = (sum(|r| r.writes), sum(|r| r.deaths), sum(|r| r.forwarded));
     let (acks, events, steps) = (sum(|r| r.acks), sum(|r| r.events), sum(|r| r.steps));
-    println!("{steps} steps, {acks} acks, {forwarded} forwarded, {writes} writes, {events} events, {deaths} deaths");
-    assert!(deaths > 8 && forwarded > 400 && writes > 1_000 && acks > 2_000 && events > 800);
+    let spins = sum(|r| r.spins);
+    println!(
+        "{steps} steps, {acks} acks, {forwarded} forwarded, {writes} writes, {events} events, {deaths} deaths, {spins} spins"
+    );
+    assert!(deaths > 8 && forwarded > 400 && writes > 1_000 && acks > 2_000 && events > 800 && spins > 200);
 }

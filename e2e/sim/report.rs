@@ -1,12 +1,13 @@
 //! What devices send and get, and what a report says in the simulator.
 //!
-//! The state of a process is one number, its content. Everything that a report says of the process, and with it
-//! everything that the status says after it, follows from the content; the number itself is in
-//! `lastTerminationReason`, where the checker finds it.
+//! The state of a process is two numbers. Its content stands for what is written as soon as it is acknowledged; it is
+//! in `artifactDigest`, where the checker finds it. Its spin stands for what a process does by itself, over and over,
+//! and what has a budget: with every odd one it is down; it is in `lastTerminationReason`.
 
 use bytes::Bytes;
 use praetor::status::assess::Incoming;
 use praetor::status::observed::{Artifact, Observed};
+use praetor::status::projection::Introduction;
 use praetor::wire::canonical::SpecHash;
 use serde_json::Value;
 use std::sync::Arc;
@@ -28,6 +29,7 @@ pub struct Observation {
     /// How many contents the process had before this one.
     pub serial: usize,
     pub content: u32,
+    pub spin: u32,
 }
 
 /// A report on its way.
@@ -92,10 +94,11 @@ impl Body {
                 .bytes()
                 .fold(hash, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
             let spec = u64::from_le_bytes(observation.spec.0[..8].try_into().unwrap_or_default());
-            (name ^ u64::from(observation.content) ^ spec).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+            (name ^ u64::from(observation.content) ^ u64::from(observation.spin) << 32 ^ spec)
+                .wrapping_mul(0x9e37_79b9_7f4a_7c15)
         });
         Incoming {
-            agent_version: Some("1".into()),
+            introduction: Introduction { version: Some("1".into()), capabilities: None },
             boot_id: Some(self.boot.clone()),
             sequence: Some(self.sequence),
             observations: self.observations.iter().map(Observation::observed).collect(),
@@ -108,8 +111,8 @@ impl Body {
 
 impl Observation {
     fn observed(&self) -> Observed {
-        let content = self.content;
-        let started = content % 5 != 4;
+        let (content, spin) = (self.content, self.spin);
+        let started = content % 5 != 4 && spin.is_multiple_of(2);
         Observed {
             namespace: super::apiserver::NAMESPACE.into(),
             name: self.name.clone(),
@@ -119,17 +122,23 @@ impl Observation {
             healthy: started.then_some(!content.is_multiple_of(3)),
             pid: None,
             start_time: None,
-            restart_count: Some(i64::from(content / 2)),
+            restart_count: Some(i64::from(content / 2 + spin)),
             exit_code: (!started).then_some(1),
-            last_termination_reason: Some(format!("content {content}")),
+            last_termination_reason: Some(format!("spin {spin}")),
             error: (content % 7 == 6).then(|| "it fails".into()),
             warning: None,
-            artifact: Artifact::default(),
+            warning_reason: None,
+            artifact: Artifact { digest: Some(format!("content {content}")), ..Artifact::default() },
         }
     }
 }
 
 /// The content that a status holds.
 pub fn content_of(status: &Value) -> Option<u32> {
-    status["lastTerminationReason"].as_str()?.strip_prefix("content ")?.parse().ok()
+    status["artifactDigest"].as_str()?.strip_prefix("content ")?.parse().ok()
+}
+
+/// The spin that a status holds.
+pub fn spin_of(status: &Value) -> Option<u32> {
+    status["lastTerminationReason"].as_str()?.strip_prefix("spin ")?.parse().ok()
 }

@@ -6,6 +6,8 @@ use praetor::desired::index::Kind;
 
 /// When faults begin, milliseconds.
 pub const START_MS: u64 = 60_000;
+/// How long it takes until everything has come to rest: what has used up its budget is written two minutes later.
+const REST_MS: u64 = 170_000;
 
 /// Something that goes wrong, or that an operator does.
 #[derive(Debug, Clone, Copy)]
@@ -109,7 +111,7 @@ impl Script {
             processes,
             faults: Vec::new(),
             calm: START_MS + length,
-            end: START_MS + length + 150_000,
+            end: START_MS + length + REST_MS,
         };
         if mix == Mix::Rolling {
             script.roll(&mut rng);
@@ -154,7 +156,7 @@ impl Script {
         // A window, and twenty seconds in which replicas come and go.
         self.faults.push((START_MS + 67_000, Fault::KnownDead { device }));
         self.calm = START_MS + 90_000;
-        self.end = self.calm + 150_000;
+        self.end = self.calm + REST_MS;
     }
 
     fn fault(&self, rng: &mut Rng, mix: Mix) -> Fault {

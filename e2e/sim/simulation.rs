@@ -23,6 +23,7 @@ pub struct Report {
     pub forwarded: u64,
     pub acks: u64,
     pub events: u64,
+    pub spins: u64,
     pub steps: u64,
     /// Equal for equal runs.
     pub digest: u64,
@@ -65,6 +66,7 @@ pub fn run(script: &Script, guards: Guards, trace: bool) -> Report {
         deaths: checker.deaths,
         forwarded: checker.forwarded,
         acks: checker.acks,
+        spins: checker.spins,
         events: api.events.len() as u64,
         violation: checker.violations.into_iter().next(),
         steps,

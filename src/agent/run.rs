@@ -267,6 +267,9 @@ impl Shared {
                     }
                 }
             }
+            if problem.is_none() {
+                reporter.acknowledged();
+            }
             if problem.is_none() && refused != rejected {
                 refused.iter().for_each(|Rejection { namespace, name, reason }| {
                     warn!(namespace, name, reason, "observation rejected")

@@ -34,6 +34,13 @@ use serde_json::Value;
         json_path = ".status.agentVersion",
         description = "Version of the agent on the switch"
     ),
+    printcolumn(
+        name = "Backends",
+        type_ = "string",
+        json_path = ".status.capabilities.backends",
+        priority = 1,
+        description = "What the switch can run processes with"
+    ),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 pub struct NetworkSwitchSpec {
@@ -49,9 +56,24 @@ pub struct NetworkSwitchStatus {
     /// Version that the agent gave of itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agent_version: Option<String>,
+    /// What the agent can do on this switch, as it said itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capabilities: Option<AgentCapabilities>,
     /// AgentConnected: True while the agent reports, False after it has been silent for the staleness window, absent
     /// when it was never seen.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
+}
+
+/// What an agent can do on its device. Words that this version does not know are kept.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AgentCapabilities {
+    /// Backends that the device has, such as `systemd`, `initd`, `container`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub backends: Vec<String>,
+    /// Types of artifacts that the agent fetches, such as `oci`, `http`, `file`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub artifact_types: Vec<String>,
 }

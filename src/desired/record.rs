@@ -4,6 +4,7 @@
 
 use super::lean::Text;
 use crate::wire::canonical::SpecHash;
+use crate::wire::capabilities::Capabilities;
 use crate::wire::time;
 use serde_json::{Map, Value, json};
 
@@ -157,6 +158,8 @@ pub struct Record {
 pub struct SwitchRecord {
     /// `agentVersion`.
     pub agent_version: Option<Text>,
+    /// `capabilities`, as [`Capabilities::text`]: one text for all switches of a kind.
+    pub capabilities: Option<Text>,
     /// The condition AgentConnected: its status and since when, seconds since 1970.
     pub connected: Option<(bool, i64)>,
 }
@@ -386,6 +389,7 @@ impl SwitchRecord {
         let connected = status["conditions"].as_array().into_iter().flatten().find(|c| c["type"] == "AgentConnected");
         Self {
             agent_version: status["agentVersion"].as_str().map(&mut text),
+            capabilities: Capabilities::read(&status["capabilities"]).map(|known| text(&known.text())),
             connected: connected.map(|condition| {
                 let since = condition["lastTransitionTime"].as_str().and_then(time::parse).map_or(0, |t| t.seconds);
                 (condition["status"] == "True", since)
@@ -399,6 +403,9 @@ impl SwitchRecord {
         let mut status = Map::new();
         if let Some(version) = &self.agent_version {
             status.insert("agentVersion".into(), Value::from(&**version));
+        }
+        if let Some(capabilities) = self.capabilities.as_deref().and_then(|text| serde_json::from_str(text).ok()) {
+            status.insert("capabilities".into(), capabilities);
         }
         if let Some((connected, since)) = self.connected {
             let (reason, message) = agent_connected(connected);

@@ -121,6 +121,8 @@ fn json_value() -> impl Strategy<Value = Value> {
         "exitCode",
         "startTime",
         "agentVersion",
+        "capabilities",
+        "backends",
         "other",
     ]);
     leaf.prop_recursive(4, 40, 6, move |inner| {
@@ -204,13 +206,18 @@ fn what_cannot_be_read_is_absent() {
 
 #[test]
 fn a_switch_has_one_condition() {
-    let record = SwitchRecord { agent_version: Some("1.0".into()), connected: Some((false, 1_765_583_700)) };
-    let status = json!({"agentVersion": "1.0", "conditions": [{
+    let capabilities = Some(r#"{"backends":["systemd"],"artifactTypes":[]}"#.into());
+    let record =
+        SwitchRecord { agent_version: Some("1.0".into()), capabilities, connected: Some((false, 1_765_583_700)) };
+    let status = json!({"agentVersion": "1.0", "capabilities": {"backends": ["systemd"], "artifactTypes": []}, "conditions": [{
         "type": "AgentConnected", "status": "False", "reason": "HeartbeatMissed", "message": "no report within the staleness window",
         "lastTransitionTime": "2025-12-12T23:55:00Z"}]});
     assert_eq!(record.write(), status);
     assert_eq!(SwitchRecord::read(&status, |text| text.into()), record);
-    assert_eq!(SwitchRecord::read(&json!({"conditions": 5}), |text| text.into()), SwitchRecord::default());
+    assert_eq!(
+        SwitchRecord::read(&json!({"conditions": 5, "capabilities": "all"}), |text| text.into()),
+        SwitchRecord::default()
+    );
 }
 
 #[test]

@@ -5,7 +5,9 @@ use super::path::Route;
 use super::service::Gateway;
 use crate::status::intake::{Incoming, Intake, NotTaken, Outcome};
 use crate::status::observed::Observed;
+use crate::status::projection::Introduction;
 use crate::wire::MAX_OBSERVATIONS;
+use crate::wire::capabilities::Capabilities;
 use crate::wire::report::{Observation, Rejection, Report, ReportAnswer, clean};
 use crate::wire::time;
 use bytes::Bytes;
@@ -80,6 +82,7 @@ pub(crate) fn decode_for_tests(body: Bytes) -> Incoming {
 /// A report that could be read as a whole; its observations are still unread.
 struct Readable<'a> {
     agent_version: Option<Cow<'a, str>>,
+    capabilities: Option<&'a RawValue>,
     boot_id: Option<Cow<'a, str>>,
     sequence: Option<u64>,
     observations: Vec<&'a RawValue>,
@@ -101,14 +104,18 @@ impl<'a> Readable<'a> {
         if observations.len() > MAX_OBSERVATIONS {
             return Err(Refusal::TooMany(observations.len()));
         }
-        let Report { agent_version, boot_id, sequence, .. } = report;
-        Ok(Self { agent_version, boot_id, sequence, observations })
+        let Report { agent_version, capabilities, boot_id, sequence, .. } = report;
+        Ok(Self { agent_version, capabilities, boot_id, sequence, observations })
     }
 
     /// A hash of what it says, apart from when: the same at every replica, never 0.
     fn fingerprint(&self) -> u64 {
         let mut hasher = SipHasher13::new_with_key(SAID_KEY);
         self.agent_version.hash(&mut hasher);
+        // Nothing at all when there are none, as replicas of the version before count.
+        if let Some(capabilities) = self.capabilities {
+            ("capabilities", capabilities.get()).hash(&mut hasher);
+        }
         for observation in &self.observations {
             observation.get().hash(&mut hasher);
         }
@@ -121,7 +128,10 @@ impl<'a> Readable<'a> {
         let observations: Vec<Observed> =
             self.observations.into_iter().filter_map(|raw| read(raw, &mut rejected)).collect();
         let incoming = Incoming {
-            agent_version: kept(self.agent_version),
+            introduction: Introduction {
+                version: kept(self.agent_version),
+                capabilities: self.capabilities.and_then(Capabilities::parse).map(|known| known.text().into()),
+            },
             boot_id: kept(self.boot_id),
             sequence: self.sequence,
             observations,

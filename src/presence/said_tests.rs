@@ -5,6 +5,7 @@ use crate::desired::index::Kind;
 use crate::desired::lean::Key;
 use crate::presence::table::{Table, Taken};
 use crate::status::assess::{Assessment, Course, Place, Wanted};
+use crate::status::projection::Introduction;
 use proptest::prelude::*;
 
 const REPLICAS: usize = 3;
@@ -92,7 +93,7 @@ impl World {
         if self.cached(replica) == what {
             assessment.agreed.push(key);
         } else {
-            let wanted = Wanted { reported: None, agent_version: None, urgent: true };
+            let wanted = Wanted { reported: None, introduction: Introduction::default(), urgent: true };
             assessment.jobs.insert((Kind::Process, key), wanted);
         }
         assessment

@@ -1,7 +1,7 @@
 //! Pure: what a report changes, and who has to see to it.
 
 use super::observed::Observed;
-use super::projection::{Input, Reported, project, project_switch};
+use super::projection::{Input, Introduction, Reported, project, project_switch};
 use crate::desired::index::{Index, Kind};
 use crate::desired::lean::{Key, Text};
 use crate::desired::record::{ConditionType, LastReport};
@@ -17,15 +17,15 @@ use std::sync::Arc;
 /// A report, read and checked.
 #[derive(Debug, Clone, Default)]
 pub struct Incoming {
-    /// Version of the agent.
-    pub agent_version: Option<Text>,
+    /// What the agent says of itself.
+    pub introduction: Introduction,
     /// Random per start of the agent. Without it the sequence is ignored.
     pub boot_id: Option<Text>,
     /// Grows within the bootId.
     pub sequence: Option<u64>,
     /// The observations that could be read.
     pub observations: Vec<Observed>,
-    /// Hash of `agent_version` and what the observations say, the same at every replica and never 0; `None` when some
+    /// Hash of what the agent says of itself and what the observations say, the same at every replica and never 0; `None` when some
     /// could not be read.
     pub fingerprint: Option<u64>,
     /// Whether it came as a connect.
@@ -57,8 +57,8 @@ pub enum Outcome {
 pub struct Wanted {
     /// The observation, of a DeviceProcess.
     pub reported: Option<Arc<Reported>>,
-    /// The version of the agent, of a NetworkSwitch.
-    pub agent_version: Option<Text>,
+    /// What its agent says of itself, of a NetworkSwitch.
+    pub introduction: Introduction,
     /// Whether the acknowledgement waits for it.
     pub urgent: bool,
 }
@@ -163,7 +163,7 @@ impl Incoming {
     /// Whether it is a sign of life and nothing else.
     #[must_use]
     pub fn is_bare(&self) -> bool {
-        self.agent_version.is_none() && self.observations.is_empty()
+        self.introduction.is_empty() && self.observations.is_empty()
     }
 }
 
@@ -177,7 +177,7 @@ impl Assessment {
     pub fn new(
         index: &Index,
         device: &str,
-        agent_version: Option<&Text>,
+        introduction: &Introduction,
         reported: &[Arc<Reported>],
         is_pending: impl Fn(Kind, &Key) -> bool,
         gone: impl Fn(&Key) -> bool,
@@ -187,8 +187,8 @@ impl Assessment {
         for reported in reported {
             assessment.observation(index, device, reported, &is_pending, &gone, now);
         }
-        if let Some(version) = agent_version {
-            assessment.version(index, device, version);
+        if !introduction.is_empty() {
+            assessment.introduction(index, device, introduction);
         }
         assessment
     }
@@ -223,16 +223,16 @@ impl Assessment {
             self.agreed.push(process.key.clone());
             return;
         }
-        let urgent = change.is_none_or(|change| change.urgent);
-        let wanted = Wanted { reported: Some(reported.clone()), agent_version: None, urgent };
+        let urgent = change.is_none_or(|change| change.is_urgent());
+        let wanted = Wanted { reported: Some(reported.clone()), introduction: Introduction::default(), urgent };
         self.jobs.insert((Kind::Process, process.key.clone()), wanted);
     }
 
-    fn version(&mut self, index: &Index, device: &str, version: &Text) {
+    fn introduction(&mut self, index: &Index, device: &str, introduction: &Introduction) {
         let switches = index.device(device).map(|device| device.switches.as_slice()).unwrap_or_default();
         for switch in switches {
-            if project_switch(&switch.status, AgentState::Alive, Some(version), 0).is_some() {
-                let wanted = Wanted { reported: None, agent_version: Some(version.clone()), urgent: true };
+            if project_switch(&switch.status, AgentState::Alive, introduction, 0).is_some() {
+                let wanted = Wanted { reported: None, introduction: introduction.clone(), urgent: true };
                 self.jobs.insert((Kind::Switch, switch.key.clone()), wanted);
             }
         }
@@ -294,7 +294,7 @@ fn reconnected(index: &Index, device: &str) -> Jobs {
     processes
         .map(|process| (Kind::Process, process.key.clone()))
         .chain(switches.map(|switch| (Kind::Switch, switch.key.clone())))
-        .map(|key| (key, Wanted { reported: None, agent_version: None, urgent: true }))
+        .map(|key| (key, Wanted { reported: None, introduction: Introduction::default(), urgent: true }))
         .collect()
 }
 

@@ -43,8 +43,8 @@ fn observed(name: &str, more: &Value) -> Arc<Reported> {
 }
 
 fn assess(index: &Index, version: Option<&str>, reported: &[Arc<Reported>]) -> Assessment {
-    let version = version.map(Into::into);
-    Assessment::new(index, "d", version.as_ref(), reported, |_, _| false, |_| false, 100)
+    let introduction = Introduction { version: version.map(Into::into), capabilities: None };
+    Assessment::new(index, "d", &introduction, reported, |_, _| false, |_| false, 100)
 }
 
 /// Takes in what was written.
@@ -129,7 +129,8 @@ fn what_is_not_known_here_goes_to_the_owner_and_is_read_there() {
     assert_eq!(assessment.rejected.iter().map(|rejection| &*rejection.name).collect::<Vec<_>>(), ["q"]);
     assert_eq!(assessment.course(Footing::Same, false, Place::Other), Course::Forward);
     assert_eq!(assessment.course(Footing::Same, false, Place::Owner), Course::Apply);
-    let gone = Assessment::new(&index, "d", None, &report, |_, _| false, |key| &*key.name == "x", 0);
+    let gone =
+        Assessment::new(&index, "d", &Introduction::default(), &report, |_, _| false, |key| &*key.name == "x", 0);
     assert!(gone.unknown.is_empty() && !gone.is_all_not_yours(2) && gone.is_all_not_yours(1));
 }
 
@@ -139,7 +140,8 @@ fn what_waits_to_be_written_is_never_agreed() {
     let report = [observed("p", &json!({"processStarted": true}))];
     let first = assess(&index, None, &report);
     write(&mut index, &first);
-    let pending = Assessment::new(&index, "d", None, &report, |_, key| &*key.name == "p", |_| false, 100);
+    let pending =
+        Assessment::new(&index, "d", &Introduction::default(), &report, |_, key| &*key.name == "p", |_| false, 100);
     assert_eq!((pending.jobs.len(), pending.agreed.len()), (1, 0));
     assert!(pending.jobs.values().all(|wanted| wanted.urgent));
 }
@@ -185,7 +187,7 @@ fn the_latest_status_remembers_the_order_of_reports() {
 #[test]
 fn an_old_report_is_a_bare_sign_of_life_wherever_it_goes() {
     let mut incoming = Incoming {
-        agent_version: Some("2".into()),
+        introduction: Introduction { version: Some("2".into()), capabilities: None },
         boot_id: Some("b".into()),
         sequence: Some(4),
         fingerprint: Some(5),

@@ -13,7 +13,7 @@ use super::assess::{Assessment, Course, Jobs, Place, remembered};
 pub use super::assess::{Incoming, Outcome};
 use super::limiter::TokenBucket;
 use super::metrics::StatusMetrics;
-use super::projection::Reported;
+use super::projection::{Introduction, Reported};
 use super::writer::{Job, Writer};
 use crate::desired::directory::Directory;
 use crate::desired::index::Kind;
@@ -125,7 +125,7 @@ pub struct Intake {
 struct Case<'a> {
     device: &'a str,
     reported: Vec<Arc<Reported>>,
-    agent_version: Option<Text>,
+    introduction: Introduction,
     /// bootId and sequence, unless a newer report is known.
     order: Option<(Text, u64)>,
     fingerprint: Option<u64>,
@@ -266,7 +266,7 @@ impl Intake {
             reported: incoming.reported(),
             order: incoming.boot_id.clone().zip(incoming.sequence),
             fingerprint: incoming.fingerprint,
-            agent_version: incoming.agent_version,
+            introduction: incoming.introduction,
             version: self.directory.read(|index| index.device(device).map(|device| device.version)),
             gone: HashSet::new(),
             deadline,
@@ -297,7 +297,7 @@ impl Intake {
             Assessment::new(
                 index,
                 case.device,
-                case.agent_version.as_ref(),
+                &case.introduction,
                 &case.reported,
                 |kind, key| self.writer.is_pending(kind, key),
                 |key| case.gone.contains(key),
@@ -360,7 +360,7 @@ impl Intake {
     fn submit(&self, jobs: Jobs) -> Result<Vec<oneshot::Receiver<()>>, super::queue::Full> {
         let mut waits = Vec::new();
         for ((kind, key), wanted) in jobs {
-            let mut job = Job::wanted(wanted.reported, wanted.agent_version, !wanted.urgent);
+            let mut job = Job::wanted(wanted.reported, wanted.introduction, !wanted.urgent);
             if wanted.urgent {
                 let (written, wait) = oneshot::channel();
                 job.waiting.push(written);

@@ -3,9 +3,10 @@
 //! Times are milliseconds on one monotonic clock. Where chance is needed, the caller passes a function that picks a
 //! number between two, both included.
 
-use super::projection::{Change, Input, Reported, fence, project};
+use super::budget::Budgets;
+use super::projection::{Change, Input, Introduction, Reported, fence, project};
 use super::queue::{Lane, Merge};
-use crate::desired::lean::{Process, Text};
+use crate::desired::lean::Process;
 use crate::desired::record::LastReport;
 use crate::presence::staleness::AgentState;
 use std::sync::Arc;
@@ -14,8 +15,6 @@ use std::sync::Arc;
 pub const CONFLICTS: u32 = 5;
 /// Longest pause after that, the first time and ever, milliseconds.
 const CONFLICT_PAUSE_MS: (u64, u64) = (50, 1_000);
-/// What may wait goes alone at most so often, milliseconds.
-pub const LAZY_MS: u64 = 60_000;
 /// After so long a patch whose answer was lost is not on its way any more, milliseconds.
 const DOUBT_MS: u64 = 120_000;
 /// Longest pause between tries of one object, milliseconds.
@@ -27,8 +26,8 @@ const MAX_BACKOFF_MS: u64 = 10_000;
 pub struct Job<W> {
     /// The newest observation, of a DeviceProcess.
     pub reported: Option<Arc<Reported>>,
-    /// The newest version of the agent, of a NetworkSwitch.
-    pub agent_version: Option<Text>,
+    /// The newest that the agent said of itself, of a NetworkSwitch.
+    pub introduction: Introduction,
     /// Whether nobody waits for it and it may go when there is nothing better to do.
     pub lazy: bool,
     /// To be told when it is written, or there was nothing to write.
@@ -56,15 +55,15 @@ struct Doubt {
 
 impl<W> Default for Job<W> {
     fn default() -> Self {
-        Self::wanted(None, None, false)
+        Self::wanted(None, Introduction::default(), false)
     }
 }
 
 impl<W> Job<W> {
     /// What a report said that the status does not say yet.
     #[must_use]
-    pub fn wanted(reported: Option<Arc<Reported>>, agent_version: Option<Text>, lazy: bool) -> Self {
-        Self { reported, agent_version, lazy, waiting: Vec::new(), attempts: 0, contended: 0, doubt: None }
+    pub fn wanted(reported: Option<Arc<Reported>>, introduction: Introduction, lazy: bool) -> Self {
+        Self { reported, introduction, lazy, waiting: Vec::new(), attempts: 0, contended: 0, doubt: None }
     }
 
     /// Tries that failed.
@@ -114,11 +113,12 @@ impl<W> Job<W> {
         owed
     }
 
-    /// A change that is not urgent rides along with another, or goes alone once in [`LAZY_MS`]: returns until when it
-    /// waits, when it has to. For the acknowledgement it then counts as nothing to write.
+    /// A change for which the object has no budget left waits, and what comes meanwhile takes its place: returns until
+    /// when it waits, when it has to. For the acknowledgement it then counts as nothing to write. Not so while a patch
+    /// may still come that would undo what was acknowledged.
     #[must_use]
-    pub fn defer(&mut self, change: &Change, written_ms: Option<u64>, now_ms: u64) -> Option<u64> {
-        let due = written_ms.filter(|_| !change.urgent).map(|at| at + LAZY_MS).filter(|due| *due > now_ms)?;
+    pub fn defer(&mut self, change: &Change, process: &Process, budgets: &Budgets, now_ms: u64) -> Option<u64> {
+        let due = budgets.due_ms(&process.key, change, now_ms).filter(|_| self.doubt.is_none())?;
         self.lazy = true;
         Some(due)
     }
@@ -128,7 +128,7 @@ impl<W> Job<W> {
     #[must_use]
     pub fn look_again(&mut self, now_ms: u64) -> Option<u64> {
         self.doubt.filter(|doubt| now_ms < doubt.since_ms + DOUBT_MS)?;
-        (self.reported, self.agent_version, self.lazy) = (None, None, true);
+        (self.reported, self.introduction, self.lazy) = (None, Introduction::default(), true);
         Some(now_ms + MAX_BACKOFF_MS)
     }
 
@@ -158,7 +158,7 @@ impl<W> Merge for Job<W> {
         if self.reported.is_none() || is_later(older.reported.as_deref(), self.reported.as_deref()) {
             self.reported = older.reported;
         }
-        self.agent_version = self.agent_version.take().or(older.agent_version);
+        self.introduction.absorb(older.introduction);
         self.lazy &= older.lazy;
         self.waiting.extend(older.waiting);
         self.attempts = self.attempts.max(older.attempts);

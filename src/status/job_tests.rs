@@ -3,6 +3,7 @@
 use super::*;
 use crate::desired::lean::Pool;
 use crate::status::observed::Observed;
+use crate::status::projection::Weight;
 use crate::wire::report::Observation;
 use proptest::prelude::*;
 use serde_json::json;
@@ -26,7 +27,7 @@ fn reported(boot_id: &str, sequence: u64) -> Option<Arc<Reported>> {
 }
 
 fn job(reported: Option<Arc<Reported>>, waiting: &[u32]) -> Job<u32> {
-    Job { waiting: waiting.to_vec(), ..Job::wanted(reported, None, false) }
+    Job { waiting: waiting.to_vec(), ..Job::wanted(reported, Introduction::default(), false) }
 }
 
 fn sequence(job: &Job<u32>) -> u64 {
@@ -49,10 +50,14 @@ fn the_newer_job_has_the_last_word_unless_it_was_overtaken() {
 
 #[test]
 fn somebody_who_waits_makes_a_job_hurry() {
-    let mut lazy = Job::<u32>::wanted(None, Some("1".into()), true);
+    let introduction = |version: &str, capabilities: Option<&str>| Introduction {
+        version: Some(version.into()),
+        capabilities: capabilities.map(Into::into),
+    };
+    let mut lazy = Job::<u32>::wanted(None, introduction("1", None), true);
     assert_eq!(lazy.lane(), Lane::Counters);
-    lazy.absorb(Job::wanted(None, Some("0".into()), true));
-    assert_eq!((lazy.lane(), lazy.agent_version.as_deref()), (Lane::Counters, Some("1")));
+    lazy.absorb(Job::wanted(None, introduction("0", Some("{}")), true));
+    assert_eq!((lazy.lane(), &lazy.introduction), (Lane::Counters, &introduction("1", Some("{}"))));
     lazy.absorb(job(None, &[1]));
     assert_eq!(lazy.lane(), Lane::Transitions);
 }
@@ -96,23 +101,28 @@ fn a_report_that_changes_nothing_is_written_only_against_a_patch_that_may_still_
     assert_eq!(change(&again, &process), None);
     again.doubt(&process, 0);
     let fence = change(&again, &process).unwrap();
-    assert_eq!((fence.record.last_report.as_ref(), fence.reasons.len(), fence.urgent), (again.order(), 0, true));
+    assert_eq!(
+        (fence.record.last_report.as_ref(), fence.reasons.len(), fence.weight),
+        (again.order(), 0, Weight::Step)
+    );
     process.status = fence.record;
     assert_eq!(change(&again, &process), None);
 }
 
 #[test]
 fn what_may_wait_goes_once_a_minute() {
-    let change = |urgent| Change {
-        urgent,
-        ..job(reported("b", 1), &[]).change(&process(1, 0), AgentState::Alive, true, 0).unwrap()
-    };
-    let mut waits = job(None, &[]);
-    assert_eq!(waits.defer(&change(true), Some(1_000), 2_000), None);
-    assert_eq!(waits.defer(&change(false), None, 2_000), None);
-    assert_eq!(waits.defer(&change(false), Some(1_000), 61_000), None);
+    let process = process(1, 0);
+    let change =
+        |weight| Change { weight, ..job(reported("b", 1), &[]).change(&process, AgentState::Alive, true, 0).unwrap() };
+    let (mut waits, mut budgets) = (job(None, &[]), Budgets::default());
+    assert_eq!(waits.defer(&change(Weight::Counters), &process, &budgets, 2_000), None);
+    budgets.written(&process.key, &change(Weight::Spec), 1_000);
+    for weight in [Weight::Turn, Weight::Step, Weight::Spec] {
+        assert_eq!(waits.defer(&change(weight), &process, &budgets, 2_000), None);
+    }
+    assert_eq!(waits.defer(&change(Weight::Counters), &process, &budgets, 61_000), None);
     assert!(!waits.lazy);
-    assert_eq!(waits.defer(&change(false), Some(1_000), 60_999), Some(61_000));
+    assert_eq!(waits.defer(&change(Weight::Counters), &process, &budgets, 60_999), Some(61_000));
     assert!(waits.lazy);
 }
 

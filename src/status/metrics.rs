@@ -1,6 +1,7 @@
 //! Edge: metrics of status writes and events.
 
 use super::limiter::Class;
+use super::projection::Weight;
 use crate::desired::record::Reason;
 use prometheus::{GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
@@ -40,6 +41,8 @@ pub struct StatusMetrics {
     pub verifying_reads: IntCounterVec,
     /// `praetor_forwards_total`.
     pub forwards: IntCounterVec,
+    /// `praetor_status_deferred_total`.
+    pub deferred: IntCounterVec,
     /// `praetor_status_write_rate`.
     pub write_rate: GaugeVec,
 }
@@ -122,6 +125,13 @@ impl StatusMetrics {
                 ),
                 &["result"],
             )?,
+            deferred: IntCounterVec::new(
+                Opts::new(
+                    "praetor_status_deferred_total",
+                    "Looks at a status that is not written before its next minute: counters, and what processes do over and over.",
+                ),
+                &["what"],
+            )?,
             write_rate: GaugeVec::new(
                 Opts::new(
                     "praetor_status_write_rate",
@@ -147,6 +157,9 @@ impl StatusMetrics {
         for result in ["ok", "not_owner", "unreachable", "timeout", "refused"] {
             metrics.forwards.with_label_values(&[result]);
         }
+        for what in [Weight::Counters, Weight::Turn] {
+            metrics.deferred.with_label_values(&[deferrable(what)]);
+        }
         for class in Class::ALL {
             metrics.write_rate.with_label_values(&[class.as_str()]);
         }
@@ -159,8 +172,14 @@ impl StatusMetrics {
         registry.register(Box::new(metrics.live_reads.clone()))?;
         registry.register(Box::new(metrics.verifying_reads.clone()))?;
         registry.register(Box::new(metrics.forwards.clone()))?;
+        registry.register(Box::new(metrics.deferred.clone()))?;
         registry.register(Box::new(metrics.write_rate.clone()))?;
         Ok(metrics)
+    }
+
+    /// Counts a change that waits for its time.
+    pub fn deferred(&self, weight: Weight) {
+        self.deferred.with_label_values(&[deferrable(weight)]).inc();
     }
 
     /// Counts a patch.
@@ -170,4 +189,9 @@ impl StatusMetrics {
             self.transitions.inc();
         }
     }
+}
+
+/// Label value of what waits.
+fn deferrable(weight: Weight) -> &'static str {
+    if weight == Weight::Counters { "counters" } else { "turns" }
 }

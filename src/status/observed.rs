@@ -38,6 +38,8 @@ pub struct Observed {
     pub error: Option<String>,
     /// What the operator should know.
     pub warning: Option<String>,
+    /// Why, in one word; none unless there is a warning.
+    pub warning_reason: Option<String>,
     /// The artifact, when the device said anything of it.
     pub artifact: Artifact,
 }
@@ -86,6 +88,7 @@ impl Observed {
         let condition = |flag: Option<bool>, reason, message| {
             flag.map(|flag| (flag, text(reason).filter(|reason| is_reason(reason)), text(message)))
         };
+        let warning_reason = text(&observation.warning_reason).filter(|reason| is_reason(reason));
         let exit_code = observation.exit_code;
         if exit_code.is_some_and(|code| i32::try_from(code).is_err()) {
             return Err(Invalid);
@@ -104,7 +107,8 @@ impl Observed {
             exit_code,
             last_termination_reason: text(&observation.last_termination_reason),
             error: text(&observation.error_message),
-            warning: text(&observation.warning_message),
+            warning: text(&observation.warning_message).or_else(|| warning_reason.clone()),
+            warning_reason,
             artifact: Artifact {
                 digest: text(&observation.artifact_digest),
                 downloaded: condition(
@@ -196,5 +200,17 @@ mod tests {
             "artifactDownloadReason": "no way!", "artifactDownloadMessage": "a\u{1b}b"}))
             .unwrap();
         assert_eq!(observed.artifact.downloaded, Some((false, None, Some("ab".into()))));
+        for (reason, message, expected) in [
+            (json!("BackendUnavailable"), json!("no systemd"), (Some("BackendUnavailable"), Some("no systemd"))),
+            (json!("backend unavailable"), json!("no systemd"), (None, Some("no systemd"))),
+            (json!("Odd\u{7}"), json!(""), (Some("Odd"), Some("Odd"))),
+            (json!(null), json!(null), (None, None)),
+        ] {
+            let observed =
+                read(&json!({"namespace": "n", "name": "p", "observedSpecHash": hash(), "warningReason": reason,
+                "warningMessage": message}))
+                .unwrap();
+            assert_eq!((observed.warning_reason.as_deref(), observed.warning.as_deref()), expected);
+        }
     }
 }

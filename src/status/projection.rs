@@ -8,6 +8,13 @@ use crate::desired::record::{
 };
 use crate::presence::staleness::AgentState;
 
+/// The manager's own reason of SpecWarning.
+const NOT_IN_NAMESPACE: &str = "DeviceNotInNamespace";
+/// The reason of ProcessStarted after a run.
+const EXITED: &str = "Exited";
+/// The device lacks the backend, which is no failure of the process: it is waited for.
+const NO_BACKEND: &str = "BackendUnavailable";
+
 /// A device's observation, with its place in the order of reports.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reported {
@@ -28,6 +35,15 @@ pub struct Input<'a> {
     pub reported: Option<&'a Reported>,
 }
 
+/// What an agent says of itself. What it leaves out stays as it was.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Introduction {
+    /// Its version.
+    pub version: Option<Text>,
+    /// What the device can do, as [`crate::wire::capabilities::Capabilities::text`].
+    pub capabilities: Option<Text>,
+}
+
 /// What a patch is to bring about.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Change {
@@ -35,9 +51,22 @@ pub struct Change {
     pub record: Record,
     /// Reasons of the events that go with it.
     pub reasons: Vec<Reason>,
-    /// Whether it has to be written at once; otherwise it rides along with the next change, or goes alone at
-    /// most once a minute.
-    pub urgent: bool,
+    /// How soon it has to be written.
+    pub weight: Weight,
+}
+
+/// How soon a change has to be written (contract §2, write classes).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Weight {
+    /// Counters alone: they ride along with the next change, or go once a minute.
+    Counters,
+    /// What a process does by itself and may do again and again: it starts, ends, falls ill, cannot be fetched. At
+    /// once, within its budget (see [`super::budget`]).
+    Turn,
+    /// The connection, an artifact's digest: at once.
+    Step,
+    /// Another spec was seen, or runs: at once, and the budget is whole again.
+    Spec,
 }
 
 /// The next status of a DeviceProcess; `None` when nothing changed. `now` is wall time, seconds since 1970.
@@ -55,7 +84,7 @@ pub fn project(process: &Process, input: Input, now: i64) -> Option<Change> {
     if next == *before {
         return None;
     }
-    let urgent = urgent_part(&next) != urgent_part(before);
+    let weight = weigh(before, &next);
     // These ride along; alone they are no reason to write.
     next.daemon_set = true;
     // A number that Kubernetes cannot store would make it refuse the rest, too.
@@ -68,7 +97,7 @@ pub fn project(process: &Process, input: Input, now: i64) -> Option<Change> {
         next.transitions += 1;
         next.outbox = Some(Box::new(Outbox { time: now, reasons: reasons.clone() }));
     }
-    Some(Change { record: next, reasons, urgent })
+    Some(Change { record: next, reasons, weight })
 }
 
 /// What to write where there is nothing to write, but a patch may still come whose answer was lost: the place of the
@@ -78,7 +107,7 @@ pub fn project(process: &Process, input: Input, now: i64) -> Option<Change> {
 pub fn fence(before: &Record, order: &LastReport) -> Option<Change> {
     let new = i64::try_from(order.sequence).is_ok() && before.last_report.as_ref() != Some(order);
     let record = Record { last_report: Some(order.clone()), ..before.clone() };
-    new.then_some(Change { record, reasons: Vec::new(), urgent: true })
+    new.then_some(Change { record, reasons: Vec::new(), weight: Weight::Step })
 }
 
 /// The next status of a NetworkSwitch; `None` when nothing changed.
@@ -86,7 +115,7 @@ pub fn fence(before: &Record, order: &LastReport) -> Option<Change> {
 pub fn project_switch(
     before: &SwitchRecord,
     agent: AgentState,
-    agent_version: Option<&Text>,
+    introduction: &Introduction,
     now: i64,
 ) -> Option<SwitchRecord> {
     let mut next = before.clone();
@@ -95,10 +124,46 @@ pub fn project_switch(
         (AgentState::Stale, Some(true)) => next.connected = Some((false, now)),
         _ => {}
     }
-    if let Some(version) = agent_version {
-        next.agent_version = Some(version.clone());
+    let Introduction { version, capabilities } = introduction;
+    for (slot, said) in [(&mut next.agent_version, version), (&mut next.capabilities, capabilities)] {
+        if said.is_some() {
+            slot.clone_from(said);
+        }
     }
     (next != *before).then_some(next)
+}
+
+// === impl Change ===
+
+impl Change {
+    /// Whether more than counters change.
+    #[must_use]
+    pub fn is_urgent(&self) -> bool {
+        self.weight > Weight::Counters
+    }
+
+    /// Whether the process counts as ready in a rollout with it, if it runs the right spec.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        let is = |kind| self.record.is(kind) == Some(true);
+        self.record.phase == Phase::Succeeded || is(ConditionType::ProcessStarted) && is(ConditionType::Healthy)
+    }
+}
+
+// === impl Introduction ===
+
+impl Introduction {
+    /// Whether it says nothing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Takes over from an older one what this one does not say.
+    pub fn absorb(&mut self, older: Self) {
+        self.version = self.version.take().or(older.version);
+        self.capabilities = self.capabilities.take().or(older.capabilities);
+    }
 }
 
 /// Whether the status already holds a later report of the same start of the agent.
@@ -106,6 +171,21 @@ fn is_older(record: &Record, reported: &Reported) -> bool {
     match (&record.last_report, &reported.order) {
         (Some(last), Some(order)) => last.boot_id == order.boot_id && order.sequence < last.sequence,
         _ => false,
+    }
+}
+
+fn weigh(before: &Record, next: &Record) -> Weight {
+    let spec = |record: &Record| (record.observed, record.running, record.observed_generation);
+    let digest = |record: &Record| record.details.as_ref().and_then(|details| details.artifact_digest.clone());
+    let step = |record: &Record| (record.is(ConditionType::AgentConnected), digest(record));
+    if spec(before) != spec(next) || before.artifact_version != next.artifact_version {
+        Weight::Spec
+    } else if step(before) != step(next) {
+        Weight::Step
+    } else if urgent_part(before) != urgent_part(next) {
+        Weight::Turn
+    } else {
+        Weight::Counters
     }
 }
 
@@ -133,11 +213,10 @@ fn project_agent(next: &mut Record, reasons: &mut Vec<Reason>, input: Input, now
 }
 
 fn project_counts(next: &mut Record, reasons: &mut Vec<Reason>, counts: bool, reported: Option<&Reported>, now: i64) {
-    const REASON: &str = "DeviceNotInNamespace";
-    let warned = next.condition(ConditionType::SpecWarning).is_some_and(|c| c.status && &*c.reason == REASON);
+    let warned = next.condition(ConditionType::SpecWarning).is_some_and(|c| c.status && &*c.reason == NOT_IN_NAMESPACE);
     if !counts && !warned {
         let message = "a NetworkSwitch of this name exists in another namespace: create the DeviceProcess there, or start praetor-manager with --allow-cross-namespace";
-        if set(next, ConditionType::SpecWarning, true, REASON, message, now) {
+        if set(next, ConditionType::SpecWarning, true, NOT_IN_NAMESPACE, message, now) {
             reasons.push(Reason::SpecWarning);
         }
     } else if counts && warned && reported.is_none_or(|reported| reported.observed.warning.is_none()) {
@@ -156,12 +235,12 @@ fn project_observed(process: &Process, next: &mut Record, reasons: &mut Vec<Reas
     }
     if current {
         next.observed_generation = Some(process.generation);
-        let version = &process.spec.artifact_version;
-        keep(&mut next.artifact_version, Some(&**version).filter(|version| !version.is_empty()));
     }
     match &observed.warning {
         Some(warning) => {
-            if set(next, ConditionType::SpecWarning, true, "AgentWarning", warning, now) {
+            // What a device must not be confused with.
+            let reason = observed.warning_reason.as_deref().filter(|reason| *reason != NOT_IN_NAMESPACE);
+            if set(next, ConditionType::SpecWarning, true, reason.unwrap_or("AgentWarning"), warning, now) {
                 reasons.push(Reason::SpecWarning);
             }
         }
@@ -169,15 +248,28 @@ fn project_observed(process: &Process, next: &mut Record, reasons: &mut Vec<Reas
         None => remove(next, ConditionType::SpecWarning),
     }
     project_artifact(next, observed, now);
+    let had_failed = has_failed(next);
     project_process(next, reasons, observed, now);
+    // As long as an older version runs, that is the version.
+    if current && next.running.is_none_or(|running| running == process.spec.hash) {
+        let version = &process.spec.artifact_version;
+        keep(&mut next.artifact_version, Some(&**version).filter(|version| !version.is_empty()));
+    }
     let phase = phase(next, observed, process.spec.restart_policy);
     if phase != next.phase {
         next.phase = phase;
         next.phase_since = Some(now);
-        if phase == Phase::Failed {
-            reasons.push(Reason::ProcessFailed);
-        }
     }
+    if has_failed(next) && !had_failed {
+        reasons.push(Reason::ProcessFailed);
+    }
+}
+
+/// Whether the process cannot run, or its last run failed and no other is under way: in a crash loop once a round.
+fn has_failed(record: &Record) -> bool {
+    let exited = record.condition(ConditionType::ProcessStarted).is_some_and(|c| !c.status && &*c.reason == EXITED);
+    let code = record.details.as_ref().and_then(|details| details.exit_code);
+    record.phase == Phase::Failed || exited && code.is_some_and(|code| code != 0)
 }
 
 fn project_artifact(next: &mut Record, observed: &Observed, now: i64) {
@@ -262,7 +354,7 @@ fn project_started(next: &mut Record, reasons: &mut Vec<Reason>, observed: &Obse
     let reason = if started {
         "Started"
     } else if ended {
-        "Exited"
+        EXITED
     } else {
         "NotStarted"
     };
@@ -294,7 +386,7 @@ fn phase(next: &Record, observed: &Observed, policy: RestartPolicy) -> Phase {
     };
     if over && exit_code == Some(0) {
         Phase::Succeeded
-    } else if over || observed.error.is_some() {
+    } else if over || observed.error.is_some() && observed.warning_reason.as_deref() != Some(NO_BACKEND) {
         Phase::Failed
     } else if started == Some(true) {
         Phase::Running

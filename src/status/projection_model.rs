@@ -13,7 +13,7 @@ fn says() -> impl Strategy<Value = Value> {
         maybe(vec![true, false]),
         maybe(vec![0, 1]),
         maybe(vec!["e1", "e2"]),
-        maybe(vec!["w1", "w2"]),
+        (maybe(vec!["w1", "w2"]), maybe(vec!["BackendUnavailable", "DeviceNotInNamespace", "no reason"])),
     );
     let facts = (maybe(vec![1, 2]), maybe(vec![0, 1]), maybe(vec!["Error"]), maybe(vec!["2025-12-12T23:54:58.5Z"]));
     let artifact = (
@@ -26,7 +26,8 @@ fn says() -> impl Strategy<Value = Value> {
     );
     (hashes(), hashes(), process, facts, artifact).prop_map(|(observed, running, process, facts, artifact)| {
         let mut says = json!({
-            "runningSpecHash": running, "processStarted": process.0, "healthy": process.1, "exitCode": process.2, "errorMessage": process.3, "warningMessage": process.4,
+            "runningSpecHash": running, "processStarted": process.0, "healthy": process.1, "exitCode": process.2, "errorMessage": process.3, "warningMessage": process.4.0,
+            "warningReason": process.4.1,
             "pid": facts.0, "restartCount": facts.1, "lastTerminationReason": facts.2, "startTime": facts.3,
             "artifactDownloaded": artifact.0, "artifactVerified": artifact.1, "artifactLastError": artifact.2, "artifactDigest": artifact.3,
             "artifactDownloadAttempts": artifact.4, "artifactDownloadReason": artifact.5,
@@ -84,7 +85,8 @@ fn expected_conditions(
     }
     let Some(says) = says else { return all };
     all.insert("SpecObserved", true);
-    if says["warningMessage"].is_null() {
+    let has_reason = matches!(says["warningReason"].as_str(), Some(reason) if !reason.contains(' '));
+    if says["warningMessage"].is_null() && !has_reason {
         all.remove("SpecWarning")
     } else {
         all.insert("SpecWarning", true)
@@ -112,10 +114,11 @@ fn expected_phase(before: Phase, says: &Value, policy: RestartPolicy) -> Phase {
         (RestartPolicy::Never, Some(_)) | (RestartPolicy::OnFailure, Some(0)) => true,
         (_, _) => false,
     };
+    let lacks_backend = says["warningReason"] == "BackendUnavailable";
     match (&says["processStarted"], &says["errorMessage"]) {
         (Value::Null, Value::Null) => before,
         _ if over && ended == Some(0) => Phase::Succeeded,
-        (_, error) if over || !error.is_null() => Phase::Failed,
+        (_, error) if over || !error.is_null() && !lacks_backend => Phase::Failed,
         (Value::Bool(true), _) => Phase::Running,
         _ => Phase::Pending,
     }
@@ -132,11 +135,38 @@ fn expected_reasons(before: &Record, after: &Record) -> BTreeSet<&'static str> {
         ),
         ("SpecObserved", after.observed != before.observed),
         ("ProcessStarted", became(ConditionType::ProcessStarted, true)),
-        ("ProcessFailed", after.phase == Phase::Failed && before.phase != Phase::Failed),
+        ("ProcessFailed", failed(after) && !failed(before)),
         ("Unhealthy", became(ConditionType::Healthy, false)),
         ("SpecWarning", became(ConditionType::SpecWarning, true)),
     ];
     all.into_iter().filter(|(_, happened)| *happened).map(|(reason, _)| reason).collect()
+}
+
+/// Whether it failed to start, or its last run failed and it has not been started since.
+fn failed(record: &Record) -> bool {
+    let status = record.write();
+    let started = status["conditions"].as_array().into_iter().flatten().find(|c| c["type"] == "ProcessStarted");
+    status["phase"] == "Failed"
+        || started.is_some_and(|c| c["reason"] == "Exited") && status["exitCode"].as_i64().is_some_and(|code| code != 0)
+}
+
+/// How soon a change has to be written, from the status alone.
+fn expected_weight(before: &Record, after: &Record) -> Weight {
+    let (before, after) = (must_be_written(before), must_be_written(after));
+    let differs = |keys: &[&str]| keys.iter().any(|key| before[key] != after[key]);
+    let connected = |status: &Value| {
+        let found = status["conditions"].as_array()?.iter().find(|c| c["type"] == "AgentConnected")?;
+        Some(found["status"].clone())
+    };
+    if differs(&["observedSpecHash", "runningSpecHash", "observedGeneration", "artifactVersion"]) {
+        Weight::Spec
+    } else if differs(&["artifactDigest"]) || connected(&before) != connected(&after) {
+        Weight::Step
+    } else if before != after {
+        Weight::Turn
+    } else {
+        Weight::Counters
+    }
 }
 
 /// A status without what may wait and what only rides along.
@@ -195,6 +225,10 @@ proptest! {
                     prop_assert_eq!(after.observed, Some(observed.spec));
                     let current = observed.spec == process.spec.hash;
                     prop_assert_eq!(after.observed_generation, if current { Some(process.generation) } else { before.observed_generation });
+                    let version = &process.spec.artifact_version;
+                    let version = Some(version.clone()).filter(|version| !version.is_empty());
+                    let older_runs = after.running.is_some_and(|running| running != process.spec.hash);
+                    prop_assert_eq!(&after.artifact_version, if current && !older_runs { &version } else { &before.artifact_version });
                     prop_assert_eq!(after.running, observed.running.or(if says["processStarted"] == true { Some(observed.spec) } else { before.running }));
                 }
             }
@@ -208,7 +242,8 @@ proptest! {
             prop_assert_eq!(after.transitions, before.transitions + u64::from(!change.reasons.is_empty()));
             let outbox = Some(Box::new(Outbox { time: now, reasons: change.reasons.clone() })).filter(|_| !change.reasons.is_empty());
             prop_assert_eq!(&after.outbox, &outbox.or(before.outbox.clone()));
-            prop_assert_eq!(change.urgent, must_be_written(&before) != must_be_written(after));
+            prop_assert_eq!(change.is_urgent(), must_be_written(&before) != must_be_written(after));
+            prop_assert_eq!(change.weight, expected_weight(&before, after));
             prop_assert_eq!(&after.last_report, &taken.map_or(before.last_report.clone(), |(_, reported)| reported.order.clone()));
             prop_assert!(merge_patch(&before.write(), &after.write()).is_some(), "there is something to send");
             write(&mut process, change);

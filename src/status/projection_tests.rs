@@ -71,7 +71,7 @@ fn the_first_report_says_three_things() {
     let mut process = fresh("Always");
     let hash = process.spec.hash;
     let change = report(&mut process, json!({}), NOW).unwrap();
-    assert!(change.urgent);
+    assert!(change.is_urgent());
     assert_eq!(change.reasons, [Reason::AgentConnected, Reason::SpecObserved]);
     let record = &process.status;
     assert_eq!(
@@ -106,7 +106,7 @@ fn losing_the_agent_changes_one_condition() {
     let before = process.status.clone();
     assert_eq!(project(&process, of(AgentState::Unjudged), NOW + 60), None);
     let lost = project(&process, of(AgentState::Stale), NOW + 60).unwrap();
-    assert_eq!((lost.reasons.as_slice(), lost.urgent), (&[Reason::AgentDisconnected][..], true));
+    assert_eq!((lost.reasons.as_slice(), lost.is_urgent()), (&[Reason::AgentDisconnected][..], true));
     let mut expected = before.clone();
     expected.conditions[0] = Condition {
         kind: ConditionType::AgentConnected,
@@ -162,11 +162,10 @@ fn the_phase_is_the_first_that_fits() {
         let change = report(&mut process, says.clone(), NOW).unwrap();
         assert_eq!(process.status.phase, phase, "{policy} {says}");
         assert_eq!(process.status.phase_since, (phase != Pending).then_some(NOW), "{policy} {says}");
-        assert_eq!(
-            change.reasons.contains(&Reason::ProcessFailed),
-            phase == Failed,
-            "{policy} {says}: from absent, too"
-        );
+        // From absent, too; and whoever is started again has failed all the same.
+        let crashed = says["processStarted"] == false && says["exitCode"].as_i64().is_some_and(|code| code != 0);
+        let failed = change.reasons.contains(&Reason::ProcessFailed);
+        assert_eq!(failed, phase == Failed || crashed, "{policy} {says}");
     }
 }
 
@@ -182,7 +181,7 @@ fn an_observation_that_leaves_the_process_out_leaves_it_as_it_was() {
     // What is said is taken in, even without its flag.
     let change =
         report(&mut process, json!({"healthy": false, "pid": 6, "artifactDigest": "sha256:y"}), NOW + 2).unwrap();
-    assert_eq!((change.reasons.as_slice(), change.urgent), (&[Reason::Unhealthy][..], true));
+    assert_eq!((change.reasons.as_slice(), change.is_urgent()), (&[Reason::Unhealthy][..], true));
     let details = process.status.details.as_deref().unwrap();
     assert_eq!(
         (details.counters.pid, details.counters.restart_count, details.artifact_digest.as_deref()),
@@ -211,7 +210,7 @@ fn unhealthy_is_an_event_from_absent_too() {
     let change =
         report(&mut process, json!({"processStarted": true, "healthy": false, "errorMessage": "probe: 504"}), NOW + 2)
             .unwrap();
-    assert_eq!((change.reasons.len(), change.urgent, process.status.transitions), (0, true, 2));
+    assert_eq!((change.reasons.len(), change.is_urgent(), process.status.transitions), (0, true, 2));
     assert_eq!(report(&mut process, json!({"processStarted": true, "healthy": true}), NOW + 3).unwrap().reasons, []);
     assert_eq!(
         condition(&process.status, ConditionType::Healthy).unwrap(),
@@ -357,7 +356,7 @@ fn warnings_come_and_go() {
 fn a_process_that_does_not_count_has_no_agent() {
     let mut process = fresh("Always");
     let change = project(&process, Input { counts: false, ..of(AgentState::Alive) }, NOW).unwrap();
-    assert_eq!((change.reasons.as_slice(), change.urgent), (&[Reason::SpecWarning][..], true));
+    assert_eq!((change.reasons.as_slice(), change.is_urgent()), (&[Reason::SpecWarning][..], true));
     write(&mut process, &change);
     assert_eq!(process.status.conditions.len(), 1);
     // One that had an agent can still lose it.
@@ -401,15 +400,15 @@ fn how_the_artifact_came() {
     let mut process = fresh("Always");
     let attempts = |n: u64| json!({"artifactDownloaded": false, "artifactDownloadAttempts": n, "lastArtifactAttemptTime": format!("2025-12-12T23:5{n}:00Z"), "artifactLastError": "404"});
     report(&mut process, attempts(1), NOW);
-    assert!(!report(&mut process, attempts(2), NOW).unwrap().urgent);
+    assert!(!report(&mut process, attempts(2), NOW).unwrap().is_urgent());
     let done = report(
         &mut process,
         json!({"artifactDownloaded": true, "artifactVerified": true, "artifactDigest": "sha256:d"}),
         NOW,
     )
     .unwrap();
+    assert!(done.is_urgent());
     let details = done.record.details.unwrap();
-    assert!(done.urgent);
     assert_eq!(
         (details.artifact_digest.as_deref(), details.artifact_last_error, details.counters.artifact_download_attempts),
         (Some("sha256:d"), None, None)
@@ -441,7 +440,7 @@ fn what_may_wait_and_what_may_not() {
         let mut says = base.clone();
         says[key] = value;
         let change = report(&mut process, says, NOW + 1).unwrap();
-        assert_eq!(change.urgent, urgent, "{key}");
+        assert_eq!(change.is_urgent(), urgent, "{key}");
         assert!(urgent || change.reasons.is_empty());
     }
 }
@@ -462,7 +461,7 @@ fn the_last_report_rides_along() {
     assert!(project(&process, alive(&repeat), NOW).is_some());
     let rebooted = said(&process, 2, ("other", 1));
     let change = project(&process, alive(&rebooted), NOW).unwrap();
-    assert_eq!((change.record.last_report, change.urgent), (rebooted.order, false));
+    assert_eq!((&change.record.last_report, change.is_urgent()), (&rebooted.order, false));
     let endless = project(&process, alive(&said(&process, 3, ("third", u64::MAX))), NOW).unwrap();
     assert_eq!(endless.record.last_report, first.order, "Kubernetes stores no such number");
     // The sign of life counts all the same.
@@ -486,20 +485,39 @@ fn what_somebody_took_out_of_the_status_is_put_right() {
 fn a_switch_is_written_on_transitions() {
     let (alive, stale, unjudged) = (AgentState::Alive, AgentState::Stale, AgentState::Unjudged);
     let version: Text = "1.0".into();
+    let nothing = Introduction::default();
+    let said = |version: &Text| Introduction { version: Some(version.clone()), capabilities: None };
     let never = SwitchRecord::default();
-    assert_eq!(project_switch(&never, stale, None, NOW), None);
-    assert_eq!(project_switch(&never, unjudged, None, NOW), None);
-    let connected = project_switch(&never, alive, Some(&version), NOW).unwrap();
-    assert_eq!(connected, SwitchRecord { agent_version: Some(version.clone()), connected: Some((true, NOW)) });
-    assert_eq!(project_switch(&connected, alive, Some(&version), NOW + 1), None);
-    assert_eq!(project_switch(&connected, alive, None, NOW + 1), None, "a report without a version takes none away");
+    assert_eq!(project_switch(&never, stale, &nothing, NOW), None);
+    assert_eq!(project_switch(&never, unjudged, &nothing, NOW), None);
+    let connected = project_switch(&never, alive, &said(&version), NOW).unwrap();
+    assert_eq!(
+        connected,
+        SwitchRecord { agent_version: Some(version.clone()), capabilities: None, connected: Some((true, NOW)) }
+    );
+    assert_eq!(project_switch(&connected, alive, &said(&version), NOW + 1), None);
+    assert_eq!(
+        project_switch(&connected, alive, &nothing, NOW + 1),
+        None,
+        "a report without a version takes none away"
+    );
     let newer: Text = "1.1".into();
-    assert_eq!(project_switch(&connected, alive, Some(&newer), NOW + 1).unwrap().connected, Some((true, NOW)));
-    let lost = project_switch(&connected, stale, None, NOW + 2).unwrap();
-    assert_eq!(lost, SwitchRecord { agent_version: Some(version), connected: Some((false, NOW + 2)) });
-    assert_eq!(project_switch(&lost, stale, None, NOW + 3), None);
-    assert_eq!(project_switch(&lost, alive, None, NOW + 3).unwrap().connected, Some((true, NOW + 3)));
+    assert_eq!(project_switch(&connected, alive, &said(&newer), NOW + 1).unwrap().connected, Some((true, NOW)));
+    let able = |text: &str| Introduction { version: None, capabilities: Some(text.into()) };
+    let knows = project_switch(&connected, alive, &able("{}"), NOW + 1).unwrap();
+    assert_eq!((knows.capabilities.as_deref(), &knows.agent_version), (Some("{}"), &connected.agent_version));
+    assert_eq!(project_switch(&knows, alive, &able("{}"), NOW + 2), None);
+    assert_eq!(project_switch(&knows, alive, &nothing, NOW + 2), None, "a report without any takes none away");
+    let lost = project_switch(&connected, stale, &nothing, NOW + 2).unwrap();
+    assert_eq!(
+        lost,
+        SwitchRecord { agent_version: Some(version), capabilities: None, connected: Some((false, NOW + 2)) }
+    );
+    assert_eq!(project_switch(&lost, stale, &nothing, NOW + 3), None);
+    assert_eq!(project_switch(&lost, alive, &nothing, NOW + 3).unwrap().connected, Some((true, NOW + 3)));
 }
 
 #[path = "projection_model.rs"]
 mod model;
+#[path = "projection_situations.rs"]
+mod situations;

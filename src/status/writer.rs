@@ -3,8 +3,9 @@
 //! The base of a patch is the newest object that anybody has seen, its resourceVersion goes along, and what
 //! the apiserver returns goes into the directory at once. A conflict means: read live, derive again.
 
+use super::budget::Budgets;
 use super::events::Events;
-use super::job::{self, CONFLICTS, LAZY_MS};
+use super::job::{self, CONFLICTS};
 use super::limiter::Class;
 use super::metrics::{PatchResult, StatusMetrics};
 use super::pace::Pace;
@@ -23,7 +24,6 @@ use kube::api::{Patch, PatchParams};
 use parking_lot::Mutex;
 use rand::Rng;
 use serde_json::{Value, json};
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -49,8 +49,7 @@ pub struct Writer {
     start: Instant,
     queue: Mutex<Queue<Text, (Kind, Key), Job>>,
     pace: Arc<Pace>,
-    /// When each object was last written, for what may wait.
-    written: Mutex<HashMap<Key, u64>>,
+    budgets: Mutex<Budgets>,
     changed: Notify,
     closing: AtomicBool,
 }
@@ -99,7 +98,7 @@ impl Writer {
             start: Instant::now(),
             queue: Mutex::new(Queue::new(capacity)),
             pace,
-            written: Mutex::new(HashMap::new()),
+            budgets: Mutex::new(Budgets::default()),
             changed: Notify::new(),
             closing: AtomicBool::new(false),
         })
@@ -232,14 +231,15 @@ impl Writer {
                 continue;
             }
             if !self.closing.load(Ordering::Relaxed) {
-                let written = self.written.lock().get(key).copied();
-                if let Some(due) = job.defer(&change, written, self.now_ms()) {
+                let now = self.now_ms();
+                if let Some(due) = job.defer(&change, &process, &self.budgets.lock(), now) {
+                    self.metrics.deferred(change.weight);
                     tell(&mut job);
                     return Next::Later(job, due);
                 }
             }
             let patch = merge_patch(&process.status.write(), &change.record.write()).unwrap_or(Value::Null);
-            let class = if change.urgent { Class::Transitions } else { Class::Counters };
+            let class = if change.is_urgent() { Class::Transitions } else { Class::Counters };
             self.pace.leave(class).await;
             // That may have taken long: nobody is called dead by an old verdict, and no old report undoes a newer one.
             let revived = agent == AgentState::Stale && self.roll.state(&process.device) != agent;
@@ -248,7 +248,7 @@ impl Writer {
             }
             match self.patch(Kind::Process, key, class, process.revision, &process.uid, &patch).await {
                 Answer::Written => {
-                    self.note_written(key);
+                    self.budgets.lock().written(key, &change, self.now_ms());
                     for reason in &change.reasons {
                         tracing::info!(
                             device = &*process.device,
@@ -282,7 +282,7 @@ impl Writer {
             let switch = self.directory.read(|index| index.switch(&key.namespace, &key.name).cloned());
             let Some(switch) = switch else { return finish(job) };
             let agent = self.roll.state(&key.name);
-            let next = project_switch(&switch.status, agent, job.agent_version.as_ref(), clock::unix_seconds());
+            let next = project_switch(&switch.status, agent, &job.introduction, clock::unix_seconds());
             let Some(next) = next else { return finish(job) };
             let patch = merge_patch(&switch.status.write(), &next.write()).unwrap_or(Value::Null);
             let class = Class::Transitions;
@@ -399,15 +399,6 @@ impl Writer {
             "too many conflicts in a row"
         );
         Next::Later(job, self.now_ms() + delay)
-    }
-
-    fn note_written(&self, key: &Key) {
-        let now = self.now_ms();
-        let mut written = self.written.lock();
-        if written.len() >= 4_096 {
-            written.retain(|_, at| *at + LAZY_MS > now);
-        }
-        written.insert(key.clone(), now);
     }
 
     fn now_ms(&self) -> u64 {

@@ -5,6 +5,7 @@
 //!
 //! - [`desired`]: the body of `GET /v1/devices/{device}/desired`
 //! - [`report`]: the bodies of `POST …/report` and `…/connect`, read leniently and field by field
+//! - [`capabilities`]: what a device can do
 //! - [`canonical`]: RFC 8785 canonical JSON and the specHash
 //! - [`etag`]: entity tags and `If-None-Match`
 //! - [`name`]: what a device may be called
@@ -13,6 +14,7 @@
 //! - [`problem`]: error bodies (RFC 9457)
 
 pub mod canonical;
+pub mod capabilities;
 pub mod desired;
 pub mod etag;
 pub mod name;

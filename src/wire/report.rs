@@ -27,6 +27,10 @@ pub struct Report<'a> {
     /// Grows within one `boot_id`.
     #[serde(default, deserialize_with = "absent")]
     pub sequence: Option<u64>,
+    /// What the device can do, still unread: an object. Sent with the first report of a start and when it changes;
+    /// absent, it is as it was.
+    #[serde(borrow, default, deserialize_with = "object")]
+    pub capabilities: Option<&'a RawValue>,
     /// What the device saw of its processes, each still unread.
     #[serde(borrow, default)]
     pub observations: Option<Vec<&'a RawValue>>,
@@ -75,6 +79,9 @@ pub struct Observation<'a> {
     /// What the operator should know although the process may run.
     #[serde(borrow, default, deserialize_with = "absent", skip_serializing_if = "Option::is_none")]
     pub warning_message: Option<Cow<'a, str>>,
+    /// Why, in one word in CamelCase: `BackendUnavailable`, or another; absent, it is `AgentWarning`.
+    #[serde(borrow, default, deserialize_with = "absent", skip_serializing_if = "Option::is_none")]
+    pub warning_reason: Option<Cow<'a, str>>,
     /// Digest of the artifact, `sha256:…`.
     #[serde(borrow, default, deserialize_with = "absent", skip_serializing_if = "Option::is_none")]
     pub artifact_digest: Option<Cow<'a, str>>,
@@ -277,6 +284,16 @@ fn absent<'de, D: Deserializer<'de>, T: Scalar<'de>>(deserializer: D) -> Result<
     deserializer.deserialize_any(AbsentVisitor(PhantomData))
 }
 
+/// A JSON object, unread; `null` and an empty string mean absent.
+fn object<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error> {
+    let raw = <&RawValue>::deserialize(deserializer)?;
+    match raw.get() {
+        "null" | "\"\"" => Ok(None),
+        text if text.starts_with('{') => Ok(Some(raw)),
+        _ => Err(de::Error::custom("invalid type, expected a JSON object")),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -285,11 +302,15 @@ mod tests {
     #[test]
     fn empty_and_null_mean_absent() {
         let report: Report = serde_json::from_str(
-            r#"{"agentVersion":"","timestamp":null,"heartbeat":null,"bootId":"","sequence":"","observations":null,"later":{"x":[1]}}"#,
+            r#"{"agentVersion":"","timestamp":null,"heartbeat":null,"bootId":"","sequence":"","capabilities":"","observations":null,"later":{"x":[1]}}"#,
         )
         .unwrap();
         assert!(report.agent_version.is_none() && report.timestamp.is_none() && report.boot_id.is_none());
-        assert!(report.sequence.is_none() && report.observations.is_none());
+        assert!(report.sequence.is_none() && report.observations.is_none() && report.capabilities.is_none());
+        let report = Report::parse(br#"{"capabilities": null}"#).unwrap();
+        assert!(report.capabilities.is_none());
+        let report = Report::parse(br#"{"capabilities": {"backends": 5}}"#).unwrap();
+        assert_eq!(report.capabilities.map(RawValue::get), Some(r#"{"backends": 5}"#));
     }
 
     #[test]
@@ -307,6 +328,9 @@ mod tests {
             r#"{"sequence":9223372036854775808}"#,
             r#"{"observations":{}}"#,
             r#"{"bootId":["x"]}"#,
+            r#"{"capabilities":["systemd"]}"#,
+            r#"{"capabilities":"systemd"}"#,
+            r#"{"capabilities":true}"#,
         ] {
             assert!(Report::parse(body.as_bytes()).is_err(), "{body}");
         }

@@ -16,7 +16,7 @@ use praetor::presence::order::{Freshness, fingerprint};
 use praetor::presence::said::Footing;
 use praetor::status::assess::{Assessment, Course, Outcome, Place, remembered};
 use praetor::status::limiter::TokenBucket;
-use praetor::status::projection::Reported;
+use praetor::status::projection::{Introduction, Reported};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
@@ -52,7 +52,7 @@ struct Case {
     from: From,
     received: u64,
     reported: Vec<Arc<Reported>>,
-    agent_version: Option<Text>,
+    introduction: Introduction,
     order: Option<(Text, u64)>,
     said: Option<u64>,
     version: Option<u64>,
@@ -180,7 +180,7 @@ impl Process {
             reported: incoming.reported(),
             order: incoming.boot_id.clone().zip(incoming.sequence),
             said: incoming.fingerprint,
-            agent_version: incoming.agent_version,
+            introduction: incoming.introduction,
             gone: HashSet::new(),
             footing,
             take: place.takes_in(footing),
@@ -358,7 +358,7 @@ impl Process {
         let mut waits = 0;
         let mut submitted = Vec::new();
         for ((kind, key), wanted) in jobs {
-            let mut job = Job::wanted(wanted.reported, wanted.agent_version, !wanted.urgent);
+            let mut job = Job::wanted(wanted.reported, wanted.introduction, !wanted.urgent);
             if wanted.urgent {
                 job.waiting.push(number);
                 waits += 1;
@@ -451,7 +451,7 @@ impl Process {
         case.assessment = Assessment::new(
             &self.index,
             &case.device,
-            case.agent_version.as_ref(),
+            &case.introduction,
             &case.reported,
             |kind, key| self.writer.is_pending(kind, key),
             |key| case.gone.contains(key),

@@ -10,12 +10,13 @@ use praetor::desired::record::{Record, merge_patch};
 use praetor::ownership::rendezvous::device_hash;
 use praetor::presence::order::fingerprint;
 use praetor::presence::staleness::AgentState;
+use praetor::status::budget::Budgets;
 use praetor::status::job::{self, CONFLICTS};
 use praetor::status::limiter::{Class, Limiter};
-use praetor::status::projection::project_switch;
+use praetor::status::projection::{Change, project_switch};
 use praetor::status::queue::{Lane, Queue};
 use serde_json::Value;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 const WORKERS: usize = 16;
@@ -38,7 +39,7 @@ struct Flight {
     /// What is about to be sent or has been sent.
     patch: Option<Patch>,
     /// The object that it is based on, and what it becomes.
-    base: Option<(Arc<Lean>, Box<Record>, bool)>,
+    base: Option<(Arc<Lean>, Box<Change>)>,
     /// The verdict that it was derived with.
     agent: AgentState,
 }
@@ -47,7 +48,7 @@ struct Flight {
 pub struct Writer {
     queue: Queue<Text, (Kind, Key), Job>,
     limiter: Limiter,
-    written: HashMap<Key, u64>,
+    budgets: Budgets,
     flights: BTreeMap<u64, Flight>,
     pumps: u64,
     hurried: bool,
@@ -74,7 +75,7 @@ impl Writer {
         Self {
             queue: Queue::new(CAPACITY),
             limiter: Limiter::new(RATE),
-            written: HashMap::new(),
+            budgets: Budgets::default(),
             flights: BTreeMap::new(),
             pumps: 0,
             hurried: false,
@@ -167,7 +168,7 @@ impl Process {
                 let agent = self.state(world, &flight.key.name.clone());
                 flight.agent = agent;
                 let wall = self.wall(world);
-                let next = project_switch(&switch.status, agent, flight.job.agent_version.as_ref(), wall);
+                let next = project_switch(&switch.status, agent, &flight.job.introduction, wall);
                 let Some(next) = next else { return self.finish(world, flight) };
                 let status = merge_patch(&switch.status.write(), &next.write()).unwrap_or(Value::Null);
                 flight.patch = Some(self.patch_of(world, &flight, switch.revision, &switch.uid, status));
@@ -202,16 +203,15 @@ impl Process {
         }
         let now = self.now_ms(world);
         if !self.writer.hurried {
-            let written = self.writer.written.get(&key).copied();
-            if let Some(due) = flight.job.defer(&change, written, now) {
+            if let Some(due) = flight.job.defer(&change, &process, &self.writer.budgets, now) {
                 self.tell_written(world, &mut flight.job);
                 return self.end(world, flight, Next::Later(due));
             }
         }
-        flight.class = if change.urgent { Class::Transitions } else { Class::Counters };
+        flight.class = if change.is_urgent() { Class::Transitions } else { Class::Counters };
         let status = merge_patch(&process.status.write(), &change.record.write()).unwrap_or(Value::Null);
         flight.patch = Some(self.patch_of(world, &flight, process.revision, &process.uid, status));
-        flight.base = Some((process, Box::new(change.record), !change.reasons.is_empty()));
+        flight.base = Some((process, Box::new(change)));
         self.send_patch(world, number, flight);
     }
 
@@ -276,12 +276,14 @@ impl Process {
         match answer {
             Answer::Object(Some(object)) => {
                 self.index.adopt(flight.kind, *object);
-                if flight.kind == Kind::Process {
-                    self.writer.written.insert(flight.key.clone(), now);
+                if let Some((_, change)) = &flight.base {
+                    self.writer.budgets.written(&flight.key, change, now);
                 }
                 self.tell_written(world, &mut flight.job);
                 match flight.base.take() {
-                    Some((process, record, true)) => self.end(world, flight, Next::Emit(process, record)),
+                    Some((process, change)) if !change.reasons.is_empty() => {
+                        self.end(world, flight, Next::Emit(process, Box::new(change.record)));
+                    }
                     _ => self.end(world, flight, Next::Done),
                 }
             }

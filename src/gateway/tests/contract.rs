@@ -225,6 +225,7 @@ async fn nobody_travels_back_in_time() {
 async fn reports_reach_the_intake() {
     let fixture = Fixture::new();
     let body = json!({"agentVersion": "0.1\u{7}.0", "timestamp": "2025-12-12T23:55:00Z", "heartbeat": false, "bootId": "b", "sequence": 42, "more": {},
+        "capabilities": {"backends": ["systemd", "initd", "no word"], "artifactTypes": ["oci", 7]},
         "observations": [observation("p")]});
     let reply = fixture.post(DEVICE, "report", body.to_string()).await.expect(200);
     assert_eq!(reply.json(), json!({"ack": true}));
@@ -236,12 +237,14 @@ async fn reports_reach_the_intake() {
     let seen = std::mem::take(&mut *fixture.script.seen.lock());
     let (device, incoming) = &seen[0];
     assert_eq!(
-        (device.as_str(), incoming.agent_version.as_deref(), incoming.boot_id.as_deref(), incoming.sequence),
+        (device.as_str(), incoming.introduction.version.as_deref(), incoming.boot_id.as_deref(), incoming.sequence),
         (DEVICE, Some("0.1.0"), Some("b"), Some(42))
     );
+    let capabilities = r#"{"backends":["initd","systemd"],"artifactTypes":["oci"]}"#;
+    assert_eq!(incoming.introduction.capabilities.as_deref(), Some(capabilities));
     assert_eq!((incoming.observations.len(), incoming.observations[0].name.as_str()), (1, "p"));
     for (_, incoming) in &seen[1..3] {
-        assert!(incoming.agent_version.is_none() && incoming.boot_id.is_none() && incoming.observations.is_empty());
+        assert!(incoming.introduction.is_empty() && incoming.boot_id.is_none() && incoming.observations.is_empty());
     }
     assert!(seen[3].1.observations.is_empty() && seen[3].1.fingerprint != incoming.fingerprint);
 
@@ -264,11 +267,16 @@ async fn the_same_report_has_the_same_fingerprint() {
         report(2, "2025-12-12T23:55:15Z", "1", "p"),
         report(3, "2025-12-12T23:55:15Z", "2", "p"),
         report(3, "2025-12-12T23:55:15Z", "1", "q"),
+        report(3, "2025-12-12T23:55:15Z", "1", "p").replacen('{', r#"{"capabilities":{"backends":["systemd"]},"#, 1),
+        report(3, "2025-12-12T23:55:15Z", "1", "p").replacen('{', r#"{"capabilities":{"backends":["initd"]},"#, 1),
+        report(3, "2025-12-12T23:55:15Z", "1", "p").replacen('{', r#"{"capabilities":null,"#, 1),
     ] {
         fixture.post(DEVICE, "report", body).await.expect(200);
     }
     let prints: Vec<_> = fixture.script.seen.lock().iter().map(|(_, incoming)| incoming.fingerprint.unwrap()).collect();
-    assert!(prints[0] == prints[1] && prints[0] != prints[2] && prints[0] != prints[3] && prints[2] != prints[3]);
+    assert!(prints[0] == prints[1] && prints[0] == prints[6]);
+    let different: std::collections::BTreeSet<_> = prints[..6].iter().collect();
+    assert_eq!(different.len(), 5);
 }
 
 #[tokio::test]
@@ -294,6 +302,7 @@ async fn unreadable_reports() {
         r#"{"timestamp":"yesterday"}"#,
         r#"{"timestamp":12}"#,
         r#"{"bootId":["x"]}"#,
+        r#"{"capabilities":["systemd"]}"#,
         &nested,
         &many,
     ] {

@@ -66,7 +66,7 @@ proptest! {
     #[test]
     fn any_report(body in prop_oneof![
         "\\PC{0,200}",
-        r#"\{("(agentVersion|sequence|bootId|observations|timestamp)":("x"|1|-1|null|\[\]|\[\{\}\]|\[7\]),){0,3}"heartbeat":true\}"#,
+        r#"\{("(agentVersion|capabilities|sequence|bootId|observations|timestamp)":("x"|1|-1|null|\[\]|\[\{\}\]|\[7\]),){0,3}"heartbeat":true\}"#,
     ]) {
         let fixture = Fixture::new();
         let reply = run(fixture.post(DEVICE, "report", body.clone()));
