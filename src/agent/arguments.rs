@@ -1,9 +1,11 @@
 //! Edge: flags and environment, read once.
 
+use super::artifact::policy::{DEFAULT_MAX_BYTES, InsecureRegistry, InsecureRegistryError, Limits, Policy};
 use super::endpoint::{Endpoint, EndpointError};
 use super::trust::{Trust, TrustError};
 use crate::wire::name::is_device_name;
 use clap::Parser;
+use clap::builder::FalseyValueParser;
 use http::HeaderValue;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -46,6 +48,9 @@ pub struct Arguments {
     #[arg(long)]
     observe_only: bool,
 
+    #[command(flatten)]
+    artifacts: ArtifactArguments,
+
     /// How log lines look
     #[arg(long, value_name = "FORMAT", default_value = "text", value_parser = ["text", "json"])]
     log_format: String,
@@ -53,6 +58,34 @@ pub struct Arguments {
     /// Least important log lines that are shown
     #[arg(long, value_name = "LEVEL", default_value = "info", value_parser = ["error", "warn", "info", "debug", "trace"])]
     log_level: String,
+}
+
+/// Where artifacts may come from, and what they may hold.
+#[derive(clap::Args, Default)]
+struct ArtifactArguments {
+    /// A registry that is spoken to over plain HTTP, all of a host's without a port; repeated or comma-separated. Loopback always is
+    #[arg(long, value_name = "HOST[:PORT]", env = "APOLLO_AGENT_INSECURE_REGISTRY", value_delimiter = ',')]
+    insecure_registry: Vec<String>,
+
+    /// File like docker's config.json with the credentials of registries under auths; read at each fetch
+    #[arg(long, value_name = "FILE", env = "APOLLO_AGENT_REGISTRY_CONFIG")]
+    registry_config: Option<String>,
+
+    /// File of CA certificates (PEM) that servers and registries are checked against, besides those of the system; read at each fetch
+    #[arg(long, value_name = "FILE", env = "APOLLO_AGENT_ARTIFACT_CA_FILE")]
+    artifact_ca_file: Option<String>,
+
+    /// Download artifacts of type http also without checksumSHA256, if they come by https:// or from loopback
+    #[arg(long, env = "APOLLO_AGENT_ALLOW_MISSING_CHECKSUM", value_parser = FalseyValueParser::new())]
+    allow_missing_checksum: bool,
+
+    /// Keep the setuid and setgid bits of an artifact's files; they are dropped otherwise
+    #[arg(long, env = "APOLLO_AGENT_ALLOW_SETUID", value_parser = FalseyValueParser::new())]
+    allow_setuid: bool,
+
+    /// Most bytes of one artifact, packed and unpacked [default: 4294967296]
+    #[arg(long, value_name = "BYTES", env = "APOLLO_AGENT_MAX_ARTIFACT_BYTES")]
+    max_artifact_bytes: Option<String>,
 }
 
 /// What the arguments mean.
@@ -70,6 +103,8 @@ pub struct Settings {
     pub state_file: PathBuf,
     /// Run nothing.
     pub observe_only: bool,
+    /// Where artifacts may come from, and what they may hold.
+    pub artifacts: Policy,
     /// JSON lines instead of text.
     pub log_json: bool,
     /// Least important log lines that are shown.
@@ -115,6 +150,12 @@ pub enum ArgumentError {
     /// The CAs.
     #[error(transparent)]
     Trust(#[from] TrustError),
+    /// Not a registry.
+    #[error("--insecure-registry (APOLLO_AGENT_INSECURE_REGISTRY): {0}")]
+    InsecureRegistry(#[from] InsecureRegistryError),
+    /// Not a number of bytes.
+    #[error("--max-artifact-bytes (APOLLO_AGENT_MAX_ARTIFACT_BYTES): {0:?} is no number of bytes above 0")]
+    MaxArtifactBytes(String),
 }
 
 // === impl Arguments ===
@@ -151,8 +192,36 @@ impl Arguments {
             token,
             state_file: present(self.state_file).unwrap_or_else(|| DEFAULT_STATE_FILE.to_owned()).into(),
             observe_only: self.observe_only,
+            artifacts: self.artifacts.settle()?,
             log_json: self.log_format == "json",
             log_level: self.log_level.parse().unwrap_or(LevelFilter::INFO),
+        })
+    }
+}
+
+// === impl ArtifactArguments ===
+
+impl ArtifactArguments {
+    fn settle(self) -> Result<Policy, ArgumentError> {
+        let registries = self.insecure_registry.iter().map(|text| text.trim()).filter(|text| !text.is_empty());
+        let ca_file = present(self.artifact_ca_file).map(PathBuf::from);
+        // Wrong from the start: said at the start. Later a fetch says it.
+        Trust::of_artifacts(ca_file.clone()).check()?;
+        let bytes = match present(self.max_artifact_bytes) {
+            None => DEFAULT_MAX_BYTES,
+            Some(text) => {
+                let bytes = text.trim().parse().ok().filter(|bytes| *bytes > 0);
+                bytes.ok_or(ArgumentError::MaxArtifactBytes(text))?
+            }
+        };
+        Ok(Policy {
+            insecure_registries: registries.map(InsecureRegistry::parse).collect::<Result<_, _>>()?,
+            registry_config: present(self.registry_config).map(PathBuf::from),
+            ca_file,
+            allow_missing_checksum: self.allow_missing_checksum,
+            allow_setuid: self.allow_setuid,
+            limits: Limits { bytes, ..Limits::default() },
+            ..Policy::default()
         })
     }
 }
@@ -213,6 +282,7 @@ mod tests {
             device_token_file: None,
             state_file: None,
             observe_only: false,
+            artifacts: ArtifactArguments::default(),
             log_format: "text".into(),
             log_level: "info".into(),
         };
@@ -225,6 +295,9 @@ mod tests {
                 ("token", v) => filled.device_token = Some(v.into()),
                 ("file", v) => filled.device_token_file = Some(v.into()),
                 ("state", v) => filled.state_file = Some(v.into()),
+                ("insecure", v) => filled.artifacts.insecure_registry.push(v.into()),
+                ("artifact-ca", v) => filled.artifacts.artifact_ca_file = Some(v.into()),
+                ("bytes", v) => filled.artifacts.max_artifact_bytes = Some(v.into()),
                 other => panic!("{other:?}"),
             }
         }
@@ -256,12 +329,25 @@ mod tests {
             (vec!["name=d", "url=http://a", "token=sec\nret"], "no HTTP header"),
             (vec!["name=d", "url=http://a", "file=/nowhere/x"], "/nowhere/x"),
             (vec!["name=d", "url=http://a", "ca=/nowhere/ca"], "APOLLO_GATEWAY_CA_FILE) /nowhere/ca"),
+            (vec!["name=d", "url=http://a", "artifact-ca=/nowhere/ca"], "APOLLO_AGENT_ARTIFACT_CA_FILE) /nowhere/ca"),
+            (vec!["name=d", "url=http://a", "insecure=http://r"], "--insecure-registry"),
+            (vec!["name=d", "url=http://a", "bytes=4Gi"], "\"4Gi\" is no number of bytes"),
+            (vec!["name=d", "url=http://a", "bytes=0"], "--max-artifact-bytes"),
         ] {
             let line = settle(&arguments).unwrap_err();
             assert!(line.contains(part) && !line.contains('\n') && !line.contains("secret"), "{line}");
         }
         let settings = settle(&["name=d", "url=http://a", "token=secret"]).unwrap();
         assert!(!format!("{settings:?}").contains("secret"));
+    }
+
+    #[test]
+    fn what_artifacts_may_be() {
+        let settings = settle(&["name=d", "url=http://a", "insecure=", "insecure= r:5000 ", "bytes=1000"]).unwrap();
+        assert!(settings.artifacts.allows_plain("r", Some(5000)) && !settings.artifacts.allows_plain("r", None));
+        assert_eq!(settings.artifacts.limits.bytes, 1000);
+        let none = settle(&["name=d", "url=http://a", "artifact-ca=", "bytes="]).unwrap();
+        assert_eq!(none.artifacts, Policy::default());
     }
 
     #[test]

@@ -108,10 +108,10 @@ struct Connection {
 
 /// The task that moves a connection's bytes; it ends with the connection.
 #[derive(Debug)]
-struct Driver(JoinHandle<()>);
+pub(super) struct Driver(JoinHandle<()>);
 
 /// Why a handshake failed.
-enum HandshakeError {
+pub(super) enum HandshakeError {
     Tls(Box<rustls::Error>),
     Io(io::Error),
 }
@@ -172,7 +172,7 @@ impl Client {
 impl Connection {
     async fn open(gateway: usize, endpoint: &Endpoint, trust: &Trust) -> Result<Self, RequestError> {
         let (sender, driver) = match &endpoint.tls {
-            None => http1(connect(endpoint).await?).await?,
+            None => http1(connect(&endpoint.host, endpoint.port).await?).await?,
             Some(name) => http1(connect_tls(endpoint, name, trust).await?).await?,
         };
         Ok(Self { gateway, sender, _driver: driver })
@@ -202,10 +202,9 @@ impl Connection {
 }
 
 /// A TCP connection.
-async fn connect(endpoint: &Endpoint) -> Result<TcpStream, RequestError> {
-    let no_address = |error| RequestError::Lookup(endpoint.host.clone(), error);
-    let addresses: Vec<SocketAddr> =
-        lookup_host((endpoint.host.as_str(), endpoint.port)).await.map_err(no_address)?.take(MAX_ADDRESSES).collect();
+pub(super) async fn connect(host: &str, port: u16) -> Result<TcpStream, RequestError> {
+    let no_address = |error| RequestError::Lookup(host.to_owned(), error);
+    let addresses: Vec<SocketAddr> = lookup_host((host, port)).await.map_err(no_address)?.take(MAX_ADDRESSES).collect();
     // One address that swallows packets must not use up the time of the others.
     let each = CONNECT_TIMEOUT / u32::try_from(addresses.len().max(1)).unwrap_or(1);
     let mut result = Err(no_address(std::io::ErrorKind::NotFound.into()));
@@ -233,7 +232,7 @@ async fn connect_tls(
 ) -> Result<TlsStream<TcpStream>, RequestError> {
     let known = trust.known()?;
     let failed = |error: &rustls::Error| explain(error, &trust.to_string());
-    let error = match shake(&known.connector, name, connect(endpoint).await?).await {
+    let error = match shake(&known.connector, name, connect(&endpoint.host, endpoint.port).await?).await {
         Ok(stream) => return Ok(stream),
         Err(HandshakeError::Io(error)) => return Err(RequestError::Handshake(error)),
         Err(HandshakeError::Tls(error)) if !is_about_trust(&error) => {
@@ -248,13 +247,16 @@ async fn connect_tls(
             tracing::info!(%trust, gateway = %endpoint, "the CA certificates have changed: trying with the new ones")
         }
     }
-    shake(&trust.known()?.connector, name, connect(endpoint).await?).await.map_err(|error| match error {
-        HandshakeError::Io(error) => RequestError::Handshake(error),
-        HandshakeError::Tls(error) => RequestError::Untrusted(failed(&error)),
+    shake(&trust.known()?.connector, name, connect(&endpoint.host, endpoint.port).await?).await.map_err(|error| {
+        match error {
+            HandshakeError::Io(error) => RequestError::Handshake(error),
+            HandshakeError::Tls(error) => RequestError::Untrusted(failed(&error)),
+        }
     })
 }
 
-async fn shake(
+/// TLS over a connection.
+pub(super) async fn shake(
     connector: &TlsConnector,
     name: &ServerName<'static>,
     stream: TcpStream,
@@ -268,7 +270,8 @@ async fn shake(
     })
 }
 
-async fn http1<T>(stream: T) -> Result<(SendRequest<Full<Bytes>>, Driver), RequestError>
+/// HTTP/1.1 over a connection.
+pub(super) async fn http1<T>(stream: T) -> Result<(SendRequest<Full<Bytes>>, Driver), RequestError>
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {

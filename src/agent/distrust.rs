@@ -1,4 +1,4 @@
-//! Pure: why there is no TLS with a gateway, in words for whoever looks after the device.
+//! Pure: why there is no TLS with a gateway or a server, in words for whoever looks after the device.
 
 use crate::wire::time;
 use rustls::{AlertDescription, CertificateError, Error, InvalidMessage};
@@ -11,15 +11,27 @@ const MAX_NAME_CHARS: usize = 64;
 /// as it lasts (but for the day), so that it is logged once.
 #[must_use]
 pub fn explain(error: &Error, trusted: &str) -> String {
+    explain_about("gateway", error, trusted)
+}
+
+/// The same about somebody who is no gateway: `peer` is the word for it.
+#[must_use]
+pub fn explain_about(peer: &str, error: &Error, trusted: &str) -> String {
     match error {
-        Error::InvalidCertificate(why) => certificate(why, trusted),
-        Error::InvalidMessage(InvalidMessage::InvalidContentType) => {
-            "the gateway does not speak TLS on this port: http:// instead of https://, or another port".to_owned()
+        Error::InvalidCertificate(why) => certificate(peer, why, trusted),
+        other if speaks_no_tls(other) => {
+            format!("the {peer} does not speak TLS on this port: http:// instead of https://, or another port")
         }
         Error::AlertReceived(AlertDescription::ProtocolVersion | AlertDescription::HandshakeFailure)
-        | Error::PeerIncompatible(_) => format!("no version or cipher of TLS in common with the gateway: {error}"),
+        | Error::PeerIncompatible(_) => format!("no version or cipher of TLS in common with the {peer}: {error}"),
         other => format!("TLS failed: {other}"),
     }
+}
+
+/// Whether the other side has answered, but not with TLS.
+#[must_use]
+pub fn speaks_no_tls(error: &Error) -> bool {
+    matches!(error, Error::InvalidMessage(InvalidMessage::InvalidContentType))
 }
 
 /// Whether other CAs, or a look at the clock, could make a difference.
@@ -28,29 +40,29 @@ pub fn is_about_trust(error: &Error) -> bool {
     matches!(error, Error::InvalidCertificate(_))
 }
 
-fn certificate(why: &CertificateError, trusted: &str) -> String {
+fn certificate(peer: &str, why: &CertificateError, trusted: &str) -> String {
     match why {
         // The second: a CA has the right name and another key, as after it was made anew.
         CertificateError::UnknownIssuer | CertificateError::BadSignature => {
-            format!("the gateway's certificate is not signed by a CA that this device trusts ({trusted})")
+            format!("the {peer}'s certificate is not signed by a CA that this device trusts ({trusted})")
         }
         CertificateError::ExpiredContext { time, not_after } => format!(
-            "the gateway's certificate expired at {}; this device's clock says {}",
+            "the {peer}'s certificate expired at {}; this device's clock says {}",
             second(not_after.as_secs()),
             day(time.as_secs())
         ),
         CertificateError::NotValidYetContext { time, not_before } => format!(
-            "the gateway's certificate counts from {} on, and this device's clock says {}: the clock may be wrong",
+            "the {peer}'s certificate counts from {} on, and this device's clock says {}: the clock may be wrong",
             second(not_before.as_secs()),
             day(time.as_secs())
         ),
         CertificateError::NotValidForNameContext { expected, presented } => {
-            format!("the gateway's certificate is not for {}; it is for {}", expected.to_str(), names(presented))
+            format!("the {peer}'s certificate is not for {}; it is for {}", expected.to_str(), names(presented))
         }
         CertificateError::Other(other) if other.to_string().contains("CaUsedAsEndEntity") => {
-            "the gateway's certificate is a CA's own: it needs one that the CA has signed".to_owned()
+            format!("the {peer}'s certificate is a CA's own: it needs one that the CA has signed")
         }
-        other => format!("the gateway's certificate cannot be trusted: {other}"),
+        other => format!("the {peer}'s certificate cannot be trusted: {other}"),
     }
 }
 

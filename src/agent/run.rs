@@ -56,8 +56,9 @@ struct Shared {
 /// Only at the start.
 pub fn run(settings: Settings) -> Result<(), StartError> {
     log_to_stderr(&settings);
-    // One thread, and one more while a host name is looked up: a device has better things to do with its memory.
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(1).build()?;
+    // One thread, and for what blocks two more while they are needed: one for an artifact that is hashed or unpacked,
+    // one that stays free for host names and for what is written. A device has better things to do with its memory.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(2).build()?;
     let result = runtime.block_on(serve(settings));
     runtime.shutdown_timeout(SHUTDOWN_TIMEOUT);
     result

@@ -1,4 +1,5 @@
-//! Edge: which CAs a gateway's certificate is checked against: a file of them, or the system's.
+//! Edge: which CAs a gateway's certificate is checked against: a file of them, or the system's; those of servers that
+//! artifacts come from: the system's, and a file of further ones.
 
 use rustls::ClientConfig;
 use rustls::RootCertStore;
@@ -16,7 +17,17 @@ use tokio_rustls::TlsConnector;
 /// CAs, read when they are needed first and again when a gateway is not trusted.
 pub struct Trust {
     file: Option<PathBuf>,
+    whose: Whose,
     known: RefCell<Option<Known>>,
+}
+
+/// Whom the CAs vouch for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Whose {
+    /// Gateways: the file's CAs and no others, or the system's if there is no file.
+    Gateways,
+    /// Servers of artifacts, which are anybody's: the system's CAs and the file's.
+    Artifacts,
 }
 
 /// CAs as they were when they were read.
@@ -32,16 +43,14 @@ pub struct Known {
 #[derive(Debug, thiserror::Error)]
 pub enum TrustError {
     /// The file cannot be read.
-    #[error("--gateway-ca-file (APOLLO_GATEWAY_CA_FILE) {0}: {1}")]
-    Unreachable(PathBuf, std::io::Error),
+    #[error("{0} {1}: {2}")]
+    Unreachable(Whose, PathBuf, std::io::Error),
     /// The file holds something else.
-    #[error("--gateway-ca-file (APOLLO_GATEWAY_CA_FILE) {0}: {1}")]
-    Unreadable(PathBuf, String),
+    #[error("{0} {1}: {2}")]
+    Unreadable(Whose, PathBuf, String),
     /// The system has none.
-    #[error(
-        "this device has no CA certificates of its own, so no gateway can be trusted: set --gateway-ca-file (APOLLO_GATEWAY_CA_FILE)"
-    )]
-    NoSystemRoots,
+    #[error("this device has no CA certificates of its own, so nobody can be trusted: set {0}")]
+    NoSystemRoots(Whose),
     /// The library refuses.
     #[error("TLS cannot be set up: {0}")]
     Setup(#[from] rustls::Error),
@@ -55,8 +64,23 @@ impl Trust {
     /// # Errors
     /// When the file cannot be read, or holds anything but certificates that can be a CA's.
     pub fn new(file: Option<PathBuf>) -> Result<Self, TrustError> {
-        let known = file.as_deref().map(Known::read).transpose()?;
-        Ok(Self { file, known: RefCell::new(known) })
+        let known = file.as_deref().map(|path| Known::read(Whose::Gateways, path)).transpose()?;
+        Ok(Self { file, whose: Whose::Gateways, known: RefCell::new(known) })
+    }
+
+    /// The system's CAs and those in a file, all read when a server wants them.
+    #[must_use]
+    pub fn of_artifacts(file: Option<PathBuf>) -> Self {
+        Self { file, whose: Whose::Artifacts, known: RefCell::new(None) }
+    }
+
+    /// Whether the file, if there is one, can be read.
+    ///
+    /// # Errors
+    /// It cannot, or holds anything but certificates that can be a CA's.
+    pub fn check(&self) -> Result<(), TrustError> {
+        let read = self.file.as_deref().map(|path| add(self.whose, path, &mut RootCertStore::empty()));
+        read.transpose().map(|_| ())
     }
 
     /// The CAs that count now.
@@ -91,19 +115,29 @@ impl Trust {
     }
 
     fn read(&self) -> Result<Known, TrustError> {
-        match &self.file {
-            Some(path) => Known::read(path),
-            None => Known::system(),
+        match (&self.file, self.whose) {
+            (Some(path), Whose::Gateways) => Known::read(self.whose, path),
+            (file, whose) => Known::system(whose, file.as_deref()),
         }
     }
 }
 
 impl fmt::Display for Trust {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.file {
-            Some(path) => write!(f, "{}", path.display()),
-            None => f.write_str("the system's CA certificates"),
+        match (&self.file, self.whose) {
+            (Some(path), Whose::Gateways) => write!(f, "{}", path.display()),
+            (Some(path), Whose::Artifacts) => write!(f, "the system's CA certificates and {}", path.display()),
+            (None, _) => f.write_str("the system's CA certificates"),
         }
+    }
+}
+
+impl fmt::Display for Whose {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Gateways => "--gateway-ca-file (APOLLO_GATEWAY_CA_FILE)",
+            Self::Artifacts => "--artifact-ca-file (APOLLO_AGENT_ARTIFACT_CA_FILE)",
+        })
     }
 }
 
@@ -116,32 +150,22 @@ impl fmt::Debug for Trust {
 // === impl Known ===
 
 impl Known {
-    fn read(path: &Path) -> Result<Self, TrustError> {
-        let bad = |reason: String| TrustError::Unreadable(path.to_owned(), reason);
-        let bytes = std::fs::read(path).map_err(|error| TrustError::Unreachable(path.to_owned(), error))?;
-        let certificates: Vec<_> = CertificateDer::pem_slice_iter(&bytes)
-            .collect::<Result<_, _>>()
-            .map_err(|error| bad(format!("it is not readable as PEM: {error}")))?;
-        if certificates.is_empty() {
-            return Err(bad("it holds no certificate in PEM (-----BEGIN CERTIFICATE-----)".to_owned()));
-        }
+    fn read(whose: Whose, path: &Path) -> Result<Self, TrustError> {
         let mut roots = RootCertStore::empty();
-        for (number, certificate) in (1..).zip(&certificates) {
-            // What somebody wrote down should be right as a whole.
-            roots
-                .add(certificate.clone())
-                .map_err(|error| bad(format!("certificate {number} cannot be used: {error}")))?;
-        }
+        let certificates = add(whose, path, &mut roots)?;
         Self::new(&certificates, roots)
     }
 
-    fn system() -> Result<Self, TrustError> {
-        let certificates = rustls_native_certs::load_native_certs().certs;
+    fn system(whose: Whose, file: Option<&Path>) -> Result<Self, TrustError> {
+        let mut certificates = rustls_native_certs::load_native_certs().certs;
         let mut roots = RootCertStore::empty();
         // Distributions ship oddities among theirs.
         roots.add_parsable_certificates(certificates.iter().cloned());
+        if let Some(path) = file {
+            certificates.extend(add(whose, path, &mut roots)?);
+        }
         if roots.is_empty() {
-            return Err(TrustError::NoSystemRoots);
+            return Err(TrustError::NoSystemRoots(whose));
         }
         Self::new(&certificates, roots)
     }
@@ -150,6 +174,23 @@ impl Known {
         let digest = certificates.iter().fold(Sha256::new(), |hash, one| hash.chain_update(Sha256::digest(one)));
         Ok(Self { digest: digest.finalize().into(), connector: TlsConnector::from(Arc::new(config(roots)?)) })
     }
+}
+
+/// Adds the CAs of a file, all or none of them.
+fn add(whose: Whose, path: &Path, roots: &mut RootCertStore) -> Result<Vec<CertificateDer<'static>>, TrustError> {
+    let bad = |reason: String| TrustError::Unreadable(whose, path.to_owned(), reason);
+    let bytes = std::fs::read(path).map_err(|error| TrustError::Unreachable(whose, path.to_owned(), error))?;
+    let certificates: Vec<_> = CertificateDer::pem_slice_iter(&bytes)
+        .collect::<Result<_, _>>()
+        .map_err(|error| bad(format!("it is not readable as PEM: {error}")))?;
+    if certificates.is_empty() {
+        return Err(bad("it holds no certificate in PEM (-----BEGIN CERTIFICATE-----)".to_owned()));
+    }
+    for (number, certificate) in (1..).zip(&certificates) {
+        // What somebody wrote down should be right as a whole.
+        roots.add(certificate.clone()).map_err(|error| bad(format!("certificate {number} cannot be used: {error}")))?;
+    }
+    Ok(certificates)
 }
 
 fn config(roots: RootCertStore) -> Result<ClientConfig, rustls::Error> {
