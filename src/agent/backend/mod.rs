@@ -1,5 +1,7 @@
 //! What runs processes on the device. One trait, one file for each kind.
 
+pub mod journal;
+
 use super::artifact::{FetchError, Fetched};
 use super::process::identity::Identity;
 use super::process::spec::{Artifact, BackendKind, RestartPolicy};
