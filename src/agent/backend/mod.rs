@@ -1,6 +1,7 @@
 //! What runs processes on the device. One trait, one file for each kind.
 
 pub mod journal;
+pub mod runs;
 
 use super::artifact::{FetchError, Fetched};
 use super::process::identity::Identity;
