@@ -1,6 +1,9 @@
 //! What runs processes on the device. One trait, one file for each kind.
 
+pub mod accounts;
+pub mod exec;
 pub mod journal;
+pub mod proc;
 pub mod runs;
 
 use super::artifact::{FetchError, Fetched};

@@ -7,18 +7,15 @@
 
 use super::journal::{Journal, Line};
 use crate::agent::process::identity::Identity;
-use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
-use rustix::io::Errno;
+use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
 use std::cell::RefCell;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
+use tokio::net::unix::pipe::Receiver;
 use tokio::time::sleep;
 
 /// Above this a journal is compacted, bytes: about 150 lines.
@@ -32,7 +29,7 @@ const POLL: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub struct Runs {
     folder: PathBuf,
-    watch: RefCell<Option<Rc<AsyncFd<OwnedFd>>>>,
+    watch: RefCell<Option<Rc<Receiver>>>,
 }
 
 // === impl Runs ===
@@ -135,23 +132,18 @@ impl Runs {
                 }
             },
         };
-        match watch.readable().await {
-            Ok(mut ready) => {
-                if drain(watch.get_ref()).is_err() {
-                    // The folder itself is gone.
-                    *self.watch.borrow_mut() = None;
-                }
-                ready.clear_ready();
-            }
-            Err(_) => sleep(POLL).await,
+        if watch.readable().await.is_err() || !drain(&watch) {
+            // The folder itself is gone.
+            *self.watch.borrow_mut() = None;
         }
     }
 
-    fn watched(&self) -> io::Result<AsyncFd<OwnedFd>> {
+    fn watched(&self) -> io::Result<Receiver> {
         self.prepare()?;
         let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
         inotify::add_watch(&inotify, &self.folder, WatchFlags::CLOSE_WRITE | WatchFlags::ONLYDIR)?;
-        AsyncFd::register_with_interest(inotify, Interest::READABLE)
+        // No pipe, but read like one; tokio's own type for any file asks for a promise that only unsafe code can give.
+        Receiver::from_owned_fd_unchecked(inotify)
     }
 
     fn beside(&self, identity: &Identity, what: &str) -> PathBuf {
@@ -198,18 +190,30 @@ fn gone(result: io::Result<()>) -> io::Result<()> {
     }
 }
 
-/// Takes everything that has happened; an error when the watch has ended.
-fn drain(inotify: &OwnedFd) -> Result<(), Errno> {
-    let mut buffer = [std::mem::MaybeUninit::uninit(); 1024];
-    let mut events = inotify::Reader::new(inotify, &mut buffer);
+/// Takes everything that has happened; whether the watch goes on.
+fn drain(watch: &Receiver) -> bool {
+    let mut buffer = [0; 4096];
     loop {
-        match events.next() {
-            Ok(event) if event.events().contains(inotify::ReadFlags::IGNORED) => return Err(Errno::NOENT),
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(Errno::AGAIN) => return Ok(()),
-            Err(error) => return Err(error),
+        let events = match watch.try_read(&mut buffer) {
+            Ok(size) => &buffer[..size],
+            Err(error) => return error.kind() == io::ErrorKind::WouldBlock,
+        };
+        if events.is_empty() || ended(events) {
+            return false;
         }
     }
+}
+
+/// Whether one of the events says that there will be no more: watch, mask, cookie, length of the name, name.
+fn ended(mut events: &[u8]) -> bool {
+    while let Some((head, rest)) = events.split_first_chunk::<16>() {
+        let word = |at: usize| u32::from_ne_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
+        if ReadFlags::from_bits_retain(word(4)).contains(ReadFlags::IGNORED) {
+            return true;
+        }
+        events = rest.get(usize::try_from(word(12)).unwrap_or(usize::MAX)..).unwrap_or_default();
+    }
+    false
 }
 
 #[cfg(test)]
