@@ -2,9 +2,15 @@
 
 pub mod accounts;
 pub mod exec;
+pub mod footprint;
+pub mod initd;
 pub mod journal;
+pub mod launcher;
 pub mod proc;
+pub mod program;
 pub mod runs;
+pub mod script;
+pub mod shim;
 
 use super::artifact::{FetchError, Fetched};
 use super::process::identity::Identity;

@@ -97,7 +97,7 @@ impl Mark {
     /// # Errors
     /// Those of the system; none when it is gone.
     pub fn signal(&self, signal: Signal) -> Result<(), Errno> {
-        let Some(pid) = Pid::from_raw(self.pid).filter(|_| self.pid > 1) else { return Ok(()) };
+        let Some(pid) = Some(self.pid).filter(|pid| *pid > 1).and_then(Pid::from_raw) else { return Ok(()) };
         // Held first and looked at then, it cannot become another in between.
         let sent = match pidfd_open(pid, PidfdFlags::empty()) {
             Ok(held) if self.stat().is_some() => pidfd_send_signal(held, signal),
@@ -146,11 +146,11 @@ pub fn others() -> Vec<Stat> {
     all.into_iter().filter(|stat| stat.lives() && !own.contains(&stat.pid)).collect()
 }
 
-/// Whether a process was started with this variable of the environment, `NAME=value`.
+/// Whether a process was started with a variable of the environment that begins so: `NAME=begin`.
 #[must_use]
-pub fn has_variable(pid: i32, variable: &str) -> bool {
+pub fn has_variable(pid: i32, begin: &str) -> bool {
     let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-    environment.split(|byte| *byte == 0).any(|entry| entry == variable.as_bytes())
+    environment.split(|byte| *byte == 0).any(|entry| entry.starts_with(begin.as_bytes()))
 }
 
 fn booted_at(stat: &str) -> Option<i64> {
@@ -195,7 +195,7 @@ mod tests {
         let mut child = Command::new("sleep").arg("1000").env("PRAETOR_TEST", "a=b").process_group(0).spawn().unwrap();
         let pid = i32::try_from(child.id()).unwrap();
         let mark = Stat::of(pid).unwrap().mark();
-        assert!(mark.lives() && has_variable(pid, "PRAETOR_TEST=a=b") && !has_variable(pid, "PRAETOR_TEST=a"));
+        assert!(mark.lives() && has_variable(pid, "PRAETOR_TEST=a=") && !has_variable(pid, "RAETOR_TEST=a"));
         assert!((mark.started().unwrap() - unix_seconds()).abs() <= 2);
         assert!(others().iter().any(|stat| stat.mark() == mark));
         assert!(!others().iter().any(|stat| u32::try_from(stat.pid) == Ok(std::process::id())));

@@ -227,7 +227,7 @@ mod tests {
         Identity::new("infra", "agent")
     }
     fn start(n: u32) -> Line {
-        Line::Start { spec_hash: format!("sha256:{n}"), at: 17, invocation: format!("{n:032x}") }
+        Line::Start { spec_hash: format!("sha256:{n:064}"), at: 17, invocation: format!("{n:032x}") }
     }
     fn end(n: u32) -> Line {
         let invocation = format!("{n:032x}");
@@ -251,7 +251,7 @@ mod tests {
         runs.append(&identity(), &start(1)).unwrap();
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!((mode(&runs.folder), mode(&runs.file(&identity()))), (0o700, 0o600));
-        assert_eq!(runs.read(&identity()).unwrap().last_run().unwrap().spec_hash, "sha256:1");
+        assert_eq!(runs.read(&identity()).unwrap().last_run().unwrap().spec_hash, format!("sha256:{:064}", 1));
         runs.forget(&identity()).unwrap();
         assert_eq!(names(&runs), Vec::<String>::new());
     }
