@@ -11,7 +11,7 @@
 //! - [`client`]: one keep-alive connection to a gateway
 //! - [`refusal`]: what a gateway says of a request that it does not accept
 //! - [`trust`], [`distrust`]: which CAs gateways are checked against; why one is not trusted
-//! - [`state`]: the state file
+//! - [`state`], [`durable`]: the state file; files that are written all or nothing
 //! - [`process`]: the processes: what they are, what is done about them
 //! - [`artifact`]: what they run from
 //! - [`backend`]: what runs them
@@ -24,6 +24,7 @@ pub mod backend;
 pub mod cadence;
 pub mod client;
 pub mod distrust;
+pub mod durable;
 pub mod endpoint;
 pub mod holding;
 pub mod process;

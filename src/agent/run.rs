@@ -1,24 +1,34 @@
 //! Edge: the two loops, one that asks and one that reports, and the signals that end them.
 
 use super::arguments::{Settings, Token};
+use super::artifact::policy::Policy;
+use super::artifact::store::Store;
+use super::backend::{self, Folders};
 use super::cadence::{Outcome, Polling, Reporting};
 use super::client::{Client, Incoming, Outgoing};
 use super::endpoint::Endpoint;
 use super::holding::{Answer, Change, ChangeKind, Holding, Verdict};
+use super::process::reconcile::Word;
+use super::process::spec::BackendKind;
+use super::process::supervisor::Supervisor;
 use super::refusal::bad_request;
 use super::report::Reporter;
 use super::state::StateFile;
 use super::trouble::Trouble;
+use crate::wire::capabilities::Capabilities;
 use crate::wire::desired::DesiredState;
-use crate::wire::report::{Rejection, ReportAnswer};
+use crate::wire::report::{Observation, Rejection, ReportAnswer};
 use crate::wire::{MIN_REVISION_HEADER, REVISION_HEADER, TOKEN_HEADER};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use std::cell::RefCell;
 use std::io::IsTerminal;
+use std::path::Path;
+use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Notify;
+use tokio::task::LocalSet;
 use tokio::time::sleep_until;
 use tracing::{debug, info, warn};
 
@@ -28,8 +38,13 @@ const MAX_DESIRED_BYTES: usize = 16 * 1024 * 1024;
 const MAX_ANSWER_BYTES: usize = 256 * 1024;
 /// What an answer may take beyond the time for which it is held back on purpose.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long the end waits for a name lookup that is under way; nothing else blocks.
+/// How long the end waits for what blocks: a name lookup, the disk.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_millis(100);
+
+/// Folder of the artifacts, in the agent's own.
+const ARTIFACTS: &str = "artifacts";
+/// Types of artifacts that this agent fetches.
+const ARTIFACT_TYPES: [&str; 3] = ["oci", "http", "file"];
 
 /// Why the agent could not start.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +61,8 @@ struct Shared {
     holding: RefCell<Holding>,
     state: RefCell<StateFile>,
     reporting: RefCell<Reporting>,
+    /// Who runs the processes; nobody does when the agent is only to observe.
+    supervisor: Option<Supervisor>,
     /// What is to be reported changed, or the interval between reports.
     wake_report: Notify,
 }
@@ -59,7 +76,7 @@ pub fn run(settings: Settings) -> Result<(), StartError> {
     // One thread, and for what blocks two more while they are needed: one for an artifact that is hashed or unpacked,
     // one that stays free for host names and for what is written. A device has better things to do with its memory.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(2).build()?;
-    let result = runtime.block_on(serve(settings));
+    let result = LocalSet::new().block_on(&runtime, serve(settings));
     runtime.shutdown_timeout(SHUTDOWN_TIMEOUT);
     result
 }
@@ -97,7 +114,15 @@ async fn serve(mut settings: Settings) -> Result<(), StartError> {
     if settings.gateways.iter().any(|gateway| gateway.tls.is_some()) {
         info!(trust = %settings.trust, "gateways with https:// are checked");
     }
+    // What is remembered is acted on at once: after a reboot everything starts without the network.
+    let changed = Rc::new(Notify::new());
+    let supervisor = (!settings.observe_only).then(|| supervise(&settings, changed.clone()));
+    let word = if state.loaded() { Word::Remembered } else { Word::Nobody };
+    if let Some(supervisor) = &supervisor {
+        supervisor.desire(holding.items(), word);
+    }
     let shared = Shared {
+        supervisor,
         token: RefCell::new(std::mem::replace(&mut settings.token, Token::none())),
         reporting: RefCell::new(Reporting::new(settings.gateways.len(), holding.heartbeat())),
         holding: RefCell::new(holding),
@@ -108,7 +133,8 @@ async fn serve(mut settings: Settings) -> Result<(), StartError> {
     let saved_revision = shared.holding.borrow().revision();
     tokio::select! {
         () = shared.poll() => {}
-        () = shared.report(reporter) => {}
+        () = shared.report(reporter, &changed) => {}
+        () = shared.supervise() => {}
         name = either(&mut terminate, &mut interrupt) => info!(signal = name, "agent ends; what it holds stays in the state file"),
     }
     let holding = shared.holding.borrow();
@@ -116,6 +142,16 @@ async fn serve(mut settings: Settings) -> Result<(), StartError> {
         shared.state.borrow_mut().save(&holding.record());
     }
     Ok(())
+}
+
+/// Who runs the processes; `changed` is woken when one of them should be reported at once.
+fn supervise(settings: &Settings, changed: Rc<Notify>) -> Supervisor {
+    let folder = settings.state_file.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    // Paths of units and scripts must hold wherever they are read.
+    let folder = std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned());
+    let store = Store::open(folder.join(ARTIFACTS), Policy::default());
+    let backends = backend::all(&Folders { state: folder.clone() });
+    Supervisor::new(&settings.device, &folder, backends, Rc::new(store), move || changed.notify_one())
 }
 
 async fn either(terminate: &mut Signal, interrupt: &mut Signal) -> &'static str {
@@ -192,10 +228,16 @@ impl Shared {
             _ => return (failed(retry_after), Some(self.explain(gateway, answer))),
         };
         let mut holding = self.holding.borrow_mut();
-        match holding.received(Instant::now(), unix_seconds(), about) {
+        let verdict = holding.received(Instant::now(), unix_seconds(), about);
+        if let Verdict::Changed(_) = verdict {
+            // First on the disk, then in the world.
+            self.state.borrow_mut().save(&holding.record());
+        }
+        if let (Verdict::Changed(_) | Verdict::Unchanged, Some(supervisor)) = (&verdict, &self.supervisor) {
+            supervisor.desire(holding.items(), Word::Heard);
+        }
+        match verdict {
             Verdict::Changed(changes) => {
-                // First on the disk, then in the world.
-                self.state.borrow_mut().save(&holding.record());
                 changes.iter().for_each(tell);
                 info!(held = holding.items().len(), revision = holding.revision(), "desired state taken over");
                 let mut reporting = self.reporting.borrow_mut();
@@ -228,8 +270,8 @@ fn tell(change: &Change) {
 // === impl Shared: reports ===
 
 impl Shared {
-    /// Reports for ever.
-    async fn report(&self, mut reporter: Reporter) {
+    /// Reports for ever; `changed` is woken when a process did something that should be known at once.
+    async fn report(&self, mut reporter: Reporter, changed: &Notify) {
         let gateways = &self.settings.gateways;
         let mut client = Client::new(self.settings.trust.clone());
         let mut trouble = Trouble::new("report");
@@ -240,16 +282,20 @@ impl Shared {
                 tokio::select! {
                     () = sleep_until(due.into()) => break,
                     () = self.wake_report.notified() => {} // perhaps due earlier now
+                    () = changed.notified() => self.reporting.borrow_mut().observations_changed(),
                 }
             }
             // Whoever renews the token in its file need not have the old one refused first.
             self.reload_token();
             let number = self.reporting.borrow_mut().start(Instant::now());
             let gateway = &gateways[number];
+            if let Some(backends) = self.supervisor.as_ref().and_then(Supervisor::backends) {
+                let backends = backends.into_iter().map(BackendKind::as_str);
+                reporter.set_capabilities(Capabilities::new(backends, ARTIFACT_TYPES));
+            }
             let bodies = {
                 let holding = self.holding.borrow();
-                let observations: Vec<_> = holding.observations().collect();
-                reporter.bodies(unix_seconds(), &observations)
+                reporter.bodies(unix_seconds(), &self.observations(&holding))
             };
             let mut outcome = Outcome::Nothing;
             let mut problem = None;
@@ -279,6 +325,20 @@ impl Shared {
             }
             trouble.note(Instant::now(), gateway, problem, self.holding.borrow().items().len());
             self.reporting.borrow_mut().answered(Instant::now(), outcome, rand::random());
+        }
+    }
+
+    /// What is said of everything that is held.
+    fn observations<'a>(&self, holding: &'a Holding) -> Vec<Observation<'a>> {
+        let seen = holding.items().iter().map(|item| self.supervisor.as_ref()?.observation(item));
+        holding.observations().zip(seen).map(|(known, seen)| seen.unwrap_or(known)).collect()
+    }
+
+    /// Looks after the processes for ever, if it is to.
+    async fn supervise(&self) {
+        match &self.supervisor {
+            Some(supervisor) => supervisor.run().await,
+            None => std::future::pending().await,
         }
     }
 

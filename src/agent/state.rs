@@ -1,10 +1,10 @@
 //! Edge: the state file, which lets a device go on after a reboot without the gateway.
 
+use super::durable::{replace, with_suffix};
 use super::holding::{Holding, Record};
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, BufWriter, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::fs;
+use std::io;
+use std::path::PathBuf;
 
 /// Writes what is held to a file, and reads it again at the start.
 #[derive(Debug)]
@@ -14,6 +14,8 @@ pub struct StateFile {
     failing: bool,
     /// Something that is not ours to replace stands at the path.
     hands_off: bool,
+    /// There was a file, and it was read.
+    loaded: bool,
 }
 
 // === impl StateFile ===
@@ -22,7 +24,7 @@ impl StateFile {
     /// Nothing is touched yet.
     #[must_use]
     pub fn new(path: PathBuf) -> Self {
-        Self { path, failing: false, hands_off: false }
+        Self { path, failing: false, hands_off: false, loaded: false }
     }
 
     /// What a former start held for this device. A file that cannot be read as such is set aside with a warning
@@ -39,7 +41,10 @@ impl StateFile {
             }
         };
         match serde_json::from_slice::<Record<'_>>(&bytes) {
-            Ok(record) if record.device_name == device => Holding::restore(record),
+            Ok(record) if record.device_name == device => {
+                self.loaded = true;
+                Holding::restore(record)
+            }
             Ok(record) => {
                 self.set_aside("other-device", &format!("it is about the device {}", record.device_name));
                 Holding::new(device)
@@ -49,6 +54,12 @@ impl StateFile {
                 Holding::new(device)
             }
         }
+    }
+
+    /// Whether a former start's word was read: otherwise that nothing is held says nothing.
+    #[must_use]
+    pub fn loaded(&self) -> bool {
+        self.loaded
     }
 
     fn set_aside(&mut self, why: &str, detail: &str) {
@@ -85,34 +96,9 @@ impl StateFile {
         }
     }
 
-    /// A crash at any point leaves either the old file or the new one: the new one has reached the disk before it
-    /// takes the name, and so has its name before this returns.
     fn write(&self, record: &Record<'_>) -> io::Result<()> {
-        let folder = self.path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        if !folder.exists() {
-            DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-        }
-        let new = with_suffix(&self.path, "new");
-        // Left by a crash, perhaps with another mode or as a link to somewhere else.
-        match fs::remove_file(&new) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
-        let mut writer = BufWriter::new(file);
-        serde_json::to_writer(&mut writer, record)?;
-        writer.write_all(b"\n")?;
-        writer.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
-        fs::rename(&new, &self.path)?;
-        File::open(folder)?.sync_all()
+        replace(&self.path, |writer| Ok(serde_json::to_writer(writer, record)?))
     }
-}
-
-fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".");
-    name.push(suffix);
-    PathBuf::from(name)
 }
 
 #[cfg(test)]
@@ -121,6 +107,7 @@ mod tests {
     use crate::agent::holding::Answer;
     use crate::wire::desired::{DesiredItem, DesiredState};
     use std::os::unix::fs::PermissionsExt;
+    use std::path::Path;
     use std::time::Instant;
 
     fn holding() -> Holding {

@@ -58,6 +58,9 @@ pub struct Observation<'a> {
     /// The verdict of the health check.
     #[serde(default, deserialize_with = "absent", skip_serializing_if = "Option::is_none")]
     pub healthy: Option<bool>,
+    /// What the health check said when it began to fail.
+    #[serde(borrow, default, deserialize_with = "absent", skip_serializing_if = "Option::is_none")]
+    pub health_message: Option<Cow<'a, str>>,
     /// Process id on the device.
     #[serde(default, deserialize_with = "absent", skip_serializing_if = "Option::is_none")]
     pub pid: Option<i64>,

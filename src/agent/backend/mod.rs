@@ -179,3 +179,9 @@ pub struct Folders {
     /// `/var/lib/apollo/agent`, mode 0700.
     pub state: PathBuf,
 }
+
+/// All backends that this agent knows, whether the device has them or not.
+#[must_use]
+pub fn all(folders: &Folders) -> Vec<Box<dyn Backend>> {
+    vec![Box::new(initd::Initd::new(folders.clone()))]
+}

@@ -4,12 +4,18 @@
 //! - [`record`]: what is remembered of it
 //! - [`reconcile`]: what is done next about it
 //! - [`observation`]: what is reported of it
+//! - [`supervisor`], `worker`: who looks and does it
+//! - [`launch`], [`records`]: what a backend has to know; the files of what is remembered
 //! - [`backoff`], [`health`]: when to try again; whether it is well
 
 pub mod backoff;
 pub mod health;
 pub mod identity;
+pub mod launch;
 pub mod observation;
 pub mod reconcile;
 pub mod record;
+pub mod records;
 pub mod spec;
+pub mod supervisor;
+mod worker;

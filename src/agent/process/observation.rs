@@ -25,8 +25,6 @@ pub struct View<'a> {
     pub unavailable: Option<&'a str>,
     /// Nobody has looked yet what is there.
     pub unseen: bool,
-    /// It crashes again and again: a run that has only begun is no run yet.
-    pub unsettled: bool,
     /// The artifact is on the device.
     pub present: bool,
 }
@@ -69,20 +67,20 @@ fn process(view: &View<'_>, said: &mut Observation<'static>) -> bool {
     if let Some(Exit { reason, .. }) = record.last_exit.as_ref() {
         said.last_termination_reason = text(reason);
     }
-    if let (Some(Activity::Running { pid, started }), false) = (activity, view.unsettled) {
+    if let Some(Activity::Running { pid, started }) = activity {
         said.process_started = Some(true);
         said.running_spec_hash = ran.map(Cow::Owned);
         said.pid = Some(*pid).filter(|pid| *pid > 0);
         said.start_time = Some(*started).filter(|s| *s > 0).map(|s| time::format(s).into());
         let verdict = record.verdict.as_ref().filter(|v| (v.run.pid, v.run.started) == (*pid, *started));
         said.healthy = verdict.map(|verdict| verdict.healthy);
+        said.health_message = verdict.and_then(|verdict| verdict.message.as_deref()).and_then(text);
         return true;
     }
     said.process_started = Some(false);
     let mine = ran.as_deref() == Some(wanted.spec_hash);
     let exit = match activity {
         Some(Activity::Ended(exit) | Activity::Restarting(exit)) if mine => Some(exit),
-        Some(Activity::Running { .. }) if mine => record.last_exit.as_ref(),
         _ => None,
     };
     if let Some(exit) = finished.map(|finished| &finished.exit).or(exit) {
@@ -91,7 +89,7 @@ fn process(view: &View<'_>, said: &mut Observation<'static>) -> bool {
     }
     said.running_spec_hash = finished.map(|f| f.spec_hash.clone()).or(ran).map(Cow::Owned);
     // What its backend brings back to life is only away for a moment.
-    matches!(activity, Some(Activity::Running { .. } | Activity::Restarting(_)))
+    matches!(activity, Some(Activity::Restarting(_)))
 }
 
 fn artifact(view: &View<'_>, said: &mut Observation<'static>) {
@@ -130,9 +128,9 @@ fn trouble(view: &View<'_>, live: bool, said: &mut Observation<'static>) {
     if let Some(why) = view.unavailable {
         // Nothing was tried, so nothing has failed.
         said.warning_message = text(why);
+        said.warning_reason = Some(BACKEND_UNAVAILABLE.into());
         return;
     }
-    let unhealthy = record.verdict.as_ref().filter(|_| said.healthy == Some(false)).and_then(|v| v.message.as_deref());
     let problem = record.problem.as_ref().map(|problem| problem.message.clone());
     let why = wanted.spec.err().map(ToString::to_string).or(problem);
     match why {
@@ -141,9 +139,6 @@ fn trouble(view: &View<'_>, live: bool, said: &mut Observation<'static>) {
         // How it ended says it all, unless it could not be brought back.
         Some(why) => said.warning_message = text(&why),
         None => {}
-    }
-    if let (Some(message), None) = (unhealthy, &said.warning_message) {
-        said.warning_message = text(message);
     }
 }
 
