@@ -10,12 +10,13 @@ mod conformance;
 #[path = "backends/device.rs"]
 #[allow(dead_code, reason = "which parts are used depends on the backends that are built in")]
 mod device;
+#[path = "backends/initd.rs"]
+mod initd;
 
 use conformance::Site;
 use praetor::agent::process::spec::BackendKind;
 
 /// Runs the rules at the backend that `make` gives, or says why they cannot be run here.
-#[expect(dead_code, reason = "the first backend uses it")]
 fn judge(kind: BackendKind, make: impl FnOnce() -> Result<Box<dyn Site>, String>) {
     let asked = std::env::var_os("PRAETOR_BACKENDS").map(|list| list.to_string_lossy().into_owned());
     let name = kind.as_str();
@@ -30,4 +31,14 @@ fn judge(kind: BackendKind, make: impl FnOnce() -> Result<Box<dyn Site>, String>
         Err(lacking) if asked.is_none() => println!("{name}: skipped: {lacking}"),
         Err(lacking) => panic!("{name} cannot be tested here: {lacking}"),
     }
+}
+
+#[test]
+fn initd() {
+    judge(BackendKind::Initd, || initd::Device::new().map(|device| Box::new(device) as Box<dyn Site>));
+}
+
+#[test]
+fn init_scripts() {
+    initd::scenes();
 }

@@ -1,0 +1,507 @@
+//! Init scripts, judged on the machine itself, in folders that stand for its `/etc`, its `/var/log` and the agent's own.
+
+use crate::conformance::{self, Site};
+use crate::device::{self, until};
+use praetor::agent::artifact::Fetched;
+use praetor::agent::backend::initd::{Initd, Places};
+use praetor::agent::backend::{Activity, Backend, Exit, Folders, Launch};
+use praetor::agent::process::identity::Identity;
+use praetor::agent::process::spec::{BackendKind, RestartPolicy};
+use sha2::{Digest, Sha256};
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+const GRACE: Duration = Duration::from_secs(10);
+
+/// A device of init in a folder: nothing of the machine's own is touched.
+pub struct Device {
+    folder: TempDir,
+    initd: Initd,
+}
+
+impl Device {
+    /// With the runlevels of Debian.
+    pub fn new() -> Result<Self, String> {
+        if !rustix::process::geteuid().is_root() {
+            return Err("only root can start processes as another user".to_owned());
+        }
+        let folder = tempfile::tempdir().unwrap();
+        // Other users must be able to come to the programs.
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        for level in ["0", "1", "2", "3", "4", "5", "6", "S"] {
+            fs::create_dir_all(folder.path().join(format!("etc/rc{level}.d"))).unwrap();
+        }
+        fs::create_dir_all(folder.path().join("etc/init.d")).unwrap();
+        fs::create_dir_all(folder.path().join("log")).unwrap();
+        let initd = Self::backend_in(folder.path());
+        Ok(Self { folder, initd })
+    }
+
+    fn backend_in(folder: &Path) -> Initd {
+        let agent = PathBuf::from(env!("CARGO_BIN_EXE_praetor-agent"));
+        let places = Places { etc: folder.join("etc"), log: folder.join("log"), launcher: agent.clone(), agent };
+        Initd::at(Folders { state: folder.join("state") }, places)
+    }
+
+    fn path(&self, path: &str) -> PathBuf {
+        self.folder.path().join(path)
+    }
+
+    fn record(&self, identity: &Identity) -> serde_json::Value {
+        let text = fs::read_to_string(self.path(&format!("state/initd/{identity}.run"))).unwrap();
+        serde_json::from_str(text.trim()).unwrap()
+    }
+
+    fn shim(&self, identity: &Identity) -> i64 {
+        self.record(identity)["shim"]["pid"].as_i64().unwrap()
+    }
+
+    /// Runs the init script as init or an operator does.
+    fn script(&self, identity: &Identity, verb: &str) -> Output {
+        let mut command = Command::new(self.path(&format!("etc/init.d/{identity}")));
+        command.arg(verb).env("APOLLO_DEVICE_TOKEN", "secret").output().unwrap()
+    }
+
+    fn launch(&self, name: &str, version: u8, script: &str) -> Launch {
+        let (artifact, program) = self.artifact(script);
+        Launch {
+            identity: Identity::new("initd", name),
+            uid: format!("uid-{name}"),
+            spec_hash: format!("sha256:{}", hex::encode([version; 32])),
+            program,
+            args: vec![],
+            env: vec![],
+            working_dir: None,
+            user: None,
+            restart_policy: RestartPolicy::Always,
+            artifact,
+        }
+    }
+
+    async fn run(&self, launch: &Launch) -> i64 {
+        self.initd.install(launch).await.unwrap();
+        self.initd.start(launch, GRACE).await.unwrap();
+        self.running(launch).await
+    }
+
+    async fn running(&self, launch: &Launch) -> i64 {
+        until("it runs", || async {
+            match self.activity(&launch.identity).await {
+                Activity::Running { pid, .. }
+                    if device::arguments(pid).contains(&launch.program) && device::family(pid).len() > 1 =>
+                {
+                    Some(pid)
+                }
+                _ => None,
+            }
+        })
+        .await
+    }
+
+    async fn activity(&self, identity: &Identity) -> Activity {
+        self.initd.find(identity).await.unwrap().unwrap().activity
+    }
+
+    fn links(&self, identity: &Identity) -> Vec<String> {
+        let mut links = Vec::new();
+        for level in ["0", "1", "2", "3", "4", "5", "6", "S"] {
+            for entry in fs::read_dir(self.path(&format!("etc/rc{level}.d"))).unwrap() {
+                let path = entry.unwrap().path();
+                let name = path.file_name().unwrap().to_str().unwrap();
+                if name.ends_with(identity.as_str()) {
+                    // It leads to the script.
+                    assert!(fs::canonicalize(&path).unwrap().ends_with(format!("init.d/{identity}")));
+                    links.push(format!("{level}{}", &name[..3]));
+                }
+            }
+        }
+        links.sort();
+        links
+    }
+}
+
+impl Drop for Device {
+    /// Also after a failure nothing is left running.
+    fn drop(&mut self) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let left = runtime.block_on(self.initd.list()).unwrap_or_default();
+        for found in left {
+            if let Err(error) = runtime.block_on(self.initd.remove(&found.identity, Duration::from_millis(100))) {
+                println!("{} could not be removed: {error}", found.identity);
+            }
+        }
+    }
+}
+
+impl Site for Device {
+    fn backend(&self) -> &dyn Backend {
+        &self.initd
+    }
+
+    fn kind(&self) -> BackendKind {
+        BackendKind::Initd
+    }
+
+    fn restarts(&self) -> bool {
+        false
+    }
+
+    fn on_the_device(&self) -> bool {
+        true
+    }
+
+    fn artifact(&self, script: &str) -> (Fetched, String) {
+        let digest = hex::encode(Sha256::digest(script));
+        let root = self.path(&format!("artifacts/{digest}"));
+        let program = root.join("program");
+        if !program.exists() {
+            fs::create_dir_all(&root).unwrap();
+            device::write_script(&program, script);
+        }
+        (Fetched { digest: format!("sha256:{digest}"), root: Some(root) }, program.to_str().unwrap().to_owned())
+    }
+
+    fn plant(&self, identity: &Identity) {
+        device::write_script(&self.path(&format!("etc/init.d/{identity}")), FOREIGN);
+    }
+
+    fn intact(&self, identity: &Identity) -> bool {
+        fs::read_to_string(self.path(&format!("etc/init.d/{identity}"))).is_ok_and(|text| text == FOREIGN)
+    }
+
+    fn uproot(&self, identity: &Identity) {
+        fs::remove_file(self.path(&format!("etc/init.d/{identity}"))).unwrap();
+    }
+
+    fn remains(&self, identity: &Identity) -> Vec<String> {
+        fn below(folder: &Path, all: &mut Vec<PathBuf>) {
+            for entry in fs::read_dir(folder).unwrap() {
+                let entry = entry.unwrap();
+                all.push(entry.path());
+                if entry.file_type().unwrap().is_dir() {
+                    below(&entry.path(), all);
+                }
+            }
+        }
+        let mut all = Vec::new();
+        below(self.folder.path(), &mut all);
+        let names = all.into_iter().map(|path| path.to_string_lossy().into_owned());
+        names.filter(|path| path.contains(identity.as_str())).collect()
+    }
+}
+
+const FOREIGN: &str = "#!/bin/sh\n# Somebody else's.\nexit 0\n";
+
+/// What only init scripts have, one scene after the other.
+pub fn scenes() {
+    let device = match Device::new() {
+        Ok(device) => device,
+        Err(lacking) => return println!("initd: skipped: {lacking}"),
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        the_script_is_one_of_init(&device).await;
+        only_what_always_runs_is_linked(&device).await;
+        what_waits_may_be_killed(&device).await;
+        a_reboot_stops_everything_and_forgets_nothing(&device).await;
+        a_lost_script_or_state_makes_no_second_copy(&device).await;
+        what_will_not_run_costs_nothing(&device).await;
+        a_daemon_and_its_children_end_together(&device).await;
+        logs_stay_short(&device).await;
+        kills_at_any_moment_leave_one_copy(&device).await;
+    });
+}
+
+async fn the_script_is_one_of_init(device: &Device) {
+    let launch = device.launch("script", 1, conformance::OBEDIENT);
+    let identity = &launch.identity;
+    device.initd.install(&launch).await.unwrap();
+    let ends = |verb: &str| {
+        let output = device.script(identity, verb);
+        let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).trim().to_owned();
+        (output.status.code().unwrap(), said)
+    };
+    assert_eq!(ends("status"), (3, format!("{identity} does not run")));
+    assert_eq!(ends("stop"), (0, format!("{identity} did not run")));
+    assert_eq!(ends("start"), (0, format!("{identity} started")));
+    let pid = device.running(&launch).await;
+    assert_eq!(ends("start"), (0, format!("{identity} runs already: process {pid}")));
+    assert_eq!(ends("status"), (0, format!("{identity} runs: process {pid}, from {}", launch.spec_hash)));
+    assert!(!device::environment(pid).iter().any(|variable| variable.contains("secret")));
+    let shim = device.shim(identity);
+    assert!(device::environment(shim).is_empty() && device::arguments(shim)[1..3] == ["launch", "run"]);
+    assert_eq!(ends("restart").0, 0);
+    let again = device.running(&launch).await;
+    assert!(again != pid && !device::alive(pid));
+    assert_eq!(ends("force-reload").0, 0);
+    assert_eq!(ends("stop"), (0, format!("{identity} stopped")));
+    assert!(!device::alive(again));
+    // Stopped by an operator: no end that counts.
+    let found = device.initd.find(identity).await.unwrap().unwrap();
+    assert_eq!((found.activity, found.exits), (Activity::Stopped, 0));
+    assert_eq!(ends("sing").0, 2);
+    let mode = |path: PathBuf| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(device.path(&format!("etc/init.d/{identity}"))), 0o755);
+    assert_eq!(mode(device.path(&format!("state/initd/{identity}.json"))), 0o600);
+    assert_eq!(mode(device.path("state/initd")), 0o700);
+}
+
+async fn only_what_always_runs_is_linked(device: &Device) {
+    let mut launch = device.launch("links", 1, conformance::OBEDIENT);
+    let all = ["0K01", "1K01", "2S99", "3S99", "4S99", "5S99", "6K01"];
+    device.run(&launch).await;
+    assert_eq!(device.links(&launch.identity), all);
+    device.initd.stop(&launch.identity, GRACE).await.unwrap();
+    assert_eq!(device.links(&launch.identity), Vec::<String>::new());
+    device.run(&launch).await;
+    assert_eq!(device.links(&launch.identity), all);
+    for policy in [RestartPolicy::Never, RestartPolicy::OnFailure] {
+        launch.restart_policy = policy;
+        device.run(&launch).await;
+        assert_eq!(device.links(&launch.identity), Vec::<String>::new());
+    }
+    // What other tools have made of it is removed, too; what only looks like it is not.
+    let (own, other) = (device.path(&format!("etc/rc2.d/S07{}", launch.identity)), device.path("etc/rc2.d/S07other"));
+    std::os::unix::fs::symlink(format!("../init.d/{}", launch.identity), &own).unwrap();
+    std::os::unix::fs::symlink("../init.d/other", &other).unwrap();
+    device.initd.remove(&launch.identity, GRACE).await.unwrap();
+    assert!(own.symlink_metadata().is_err() && other.symlink_metadata().is_ok());
+}
+
+async fn what_waits_may_be_killed(device: &Device) {
+    let launch = device.launch("shim", 1, conformance::OBEDIENT);
+    let identity = &launch.identity;
+    let pid = device.run(&launch).await;
+    let shim = device.shim(identity);
+    // Until only what is to come wakes whoever waits.
+    while tokio::time::timeout(Duration::from_millis(200), device.initd.changed()).await.is_ok() {}
+    device::signal(shim, "KILL");
+    device::end(shim).await;
+    let found = device.initd.find(identity).await.unwrap().unwrap();
+    assert!(matches!(found.activity, Activity::Running { pid: same, .. } if same == pid), "{found:?}");
+    let begun = Instant::now();
+    let (told, ()) = tokio::join!(tokio::time::timeout(GRACE, device.initd.changed()), async {
+        tokio::task::yield_now().await;
+        device::signal(pid, "USR1");
+    });
+    assert!(told.is_ok(), "nobody was told");
+    println!("initd: the end of a process that nobody waits for was noticed after {:?}", begun.elapsed());
+    let unknown = Exit { code: 255, reason: "Unknown".to_owned() };
+    for _ in 0..2 {
+        let found = device.initd.find(identity).await.unwrap().unwrap();
+        assert_eq!((found.activity, found.exits), (Activity::Ended(unknown.clone()), 1));
+    }
+    // Stopped, it is no end that counts, although nobody waits.
+    let pid = device.run(&launch).await;
+    device::signal(device.shim(identity), "KILL");
+    device.initd.stop(identity, GRACE).await.unwrap();
+    assert!(!device::alive(pid));
+    let found = device.initd.find(identity).await.unwrap().unwrap();
+    assert_eq!((found.activity, found.exits), (Activity::Stopped, 1));
+}
+
+async fn a_reboot_stops_everything_and_forgets_nothing(device: &Device) {
+    let launch = device.launch("boot", 1, conformance::OBEDIENT);
+    let identity = &launch.identity;
+    let reboot = || {
+        let (file, mut record) = (device.path(&format!("state/initd/{identity}.run")), device.record(identity));
+        record["boot"] = "of another time".into();
+        fs::write(file, record.to_string()).unwrap();
+    };
+    // One that ran when the power failed.
+    let pid = device.run(&launch).await;
+    device::signal(device.shim(identity), "KILL");
+    device::signal(pid, "KILL");
+    device::end(pid).await;
+    reboot();
+    let found = device.initd.find(identity).await.unwrap().unwrap();
+    assert_eq!(
+        (&found.activity, found.exits, found.running.as_ref()),
+        (&Activity::Stopped, 0, Some(&launch.spec_hash))
+    );
+    // Its number is another's now: that one is left alone.
+    let mut bystander = Command::new("sleep").arg("1000").spawn().unwrap();
+    let mut record = device.record(identity);
+    record["process"]["pid"] = bystander.id().into();
+    record["shim"]["pid"] = bystander.id().into();
+    record["boot"] = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap().trim().into();
+    fs::write(device.path(&format!("state/initd/{identity}.run")), record.to_string()).unwrap();
+    device.initd.stop(identity, GRACE).await.unwrap();
+    assert!(bystander.try_wait().unwrap().is_none());
+    bystander.kill().unwrap();
+    bystander.wait().unwrap();
+
+    // One that was over before.
+    let mut never = launch.clone();
+    never.restart_policy = RestartPolicy::Never;
+    let pid = device.run(&never).await;
+    device::signal(pid, "USR1");
+    until("it has ended", || async { matches!(device.activity(identity).await, Activity::Ended(_)).then_some(()) })
+        .await;
+    let before = device.initd.find(identity).await.unwrap().unwrap();
+    reboot();
+    assert_eq!(device.initd.find(identity).await.unwrap().unwrap(), before);
+    assert!(matches!(before.activity, Activity::Ended(Exit { code: 3, .. })));
+}
+
+async fn a_lost_script_or_state_makes_no_second_copy(device: &Device) {
+    let mut launch = device.launch("lost", 1, conformance::OBEDIENT);
+    launch.env = vec![("MARK".to_owned(), "lost-and-found".to_owned())];
+    let identity = &launch.identity;
+    let pid = device.run(&launch).await;
+    fs::remove_file(device.path(&format!("etc/init.d/{identity}"))).unwrap();
+    let list = device.initd.list().await.unwrap();
+    let found = list.iter().find(|found| &found.identity == identity).unwrap();
+    assert!(matches!(found.activity, Activity::Running { pid: same, .. } if same == pid) && found.installed.is_empty());
+    device.initd.remove(identity, GRACE).await.unwrap();
+    assert!(!device::alive(pid));
+    assert_eq!(device.remains(identity), Vec::<String>::new());
+
+    let pid = device.run(&launch).await;
+    fs::remove_dir_all(device.path("state")).unwrap();
+    let again = device.run(&launch).await;
+    assert!(!device::alive(pid));
+    assert_eq!(device::roots_with_variable("MARK=lost-and-found"), [again]);
+}
+
+async fn what_will_not_run_costs_nothing(device: &Device) {
+    let launch = device.launch("bad", 1, conformance::OBEDIENT);
+    let pid = device.run(&launch).await;
+    let root = launch.artifact.root.clone().unwrap();
+    let file = |name: &str, bytes: &[u8], mode: u32| {
+        let path = root.join(name);
+        fs::write(&path, bytes).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let mut other = fs::read("/bin/true").unwrap();
+    other[18] ^= 1;
+    let private = device.path("private");
+    fs::create_dir(&private).unwrap();
+    fs::set_permissions(&private, fs::Permissions::from_mode(0o700)).unwrap();
+    let inside = private.join("program");
+    device::write_script(&inside, conformance::OBEDIENT);
+    type Change<'a> = (&'a str, String, Option<&'a str>, Option<String>);
+    let cases: [Change<'_>; 7] = [
+        ("may not be executed", file("plain", b"#!/bin/sh\n", 0o644), None, None),
+        ("is neither a program nor a script", file("text", b"hello\n", 0o755), None, None),
+        ("is built for another kind of processor", file("alien", &other, 0o755), None, None),
+        ("needs /no/such/sh, which cannot be executed", file("lost", b"#!/no/such/sh -e\n", 0o755), None, None),
+        ("is no file", root.to_str().unwrap().to_owned(), None, None),
+        ("Permission denied", inside.to_str().unwrap().to_owned(), Some("nobody"), None),
+        ("execution.workingDir", launch.program.clone(), Some("nobody"), Some(private.to_str().unwrap().to_owned())),
+    ];
+    let mut bad = Launch { spec_hash: format!("sha256:{}", hex::encode([2; 32])), ..launch.clone() };
+    for (expected, program, user, folder) in cases {
+        (bad.program, bad.user, bad.working_dir) = (program, user.map(str::to_owned), folder);
+        let refused = [device.initd.install(&bad).await, device.initd.start(&bad, GRACE).await];
+        for refused in refused {
+            let why = refused.unwrap_err().to_string();
+            assert!(why.contains(expected), "{why}");
+            assert!(!why.contains('\n') && why.contains("execution."), "{why}");
+        }
+        println!("initd: {}", device.initd.install(&bad).await.unwrap_err());
+        let found = device.initd.find(&launch.identity).await.unwrap().unwrap();
+        assert!(matches!(found.activity, Activity::Running { pid: same, .. } if same == pid), "{found:?}");
+        assert_eq!((found.installed, found.exits), (launch.spec_hash.clone(), 0));
+    }
+}
+
+async fn a_daemon_and_its_children_end_together(device: &Device) {
+    // One child in a session of its own, one with no environment, one that is stopped.
+    let script = "#!/bin/sh\nsetsid sleep 771234 &\nenv -i sleep 771234 &\nsleep 771234 &\n\
+        while ! grep -q sleep /proc/$!/comm; do :; done\nkill -STOP $!\ntrap 'exit 0' TERM USR2\n\
+        while :; do sleep 771234 & wait $!; done\n";
+    let launch = device.launch("family", 1, script);
+    let children = || device::with_argument("771234");
+    device.run(&launch).await;
+    until("it has children", || async { (children().len() == 4).then_some(()) }).await;
+    device.initd.stop(&launch.identity, GRACE).await.unwrap();
+    assert_eq!(children(), Vec::<i64>::new());
+    // It ends by itself: so does the rest.
+    let pid = device.run(&launch).await;
+    until("it has children", || async { (children().len() == 4).then_some(()) }).await;
+    device::signal(pid, "USR2");
+    until("all have ended", || async { children().is_empty().then_some(()) }).await;
+    assert_eq!(
+        device.activity(&launch.identity).await,
+        Activity::Ended(Exit { code: 0, reason: "Completed".to_owned() })
+    );
+}
+
+async fn logs_stay_short(device: &Device) {
+    let launch =
+        device.launch("log", 1, &conformance::OBEDIENT.replace("#!/bin/sh", "#!/bin/sh\nseq 1 100000; echo last >&2"));
+    device.run(&launch).await;
+    let log = device.path(&format!("log/{}.log", launch.identity));
+    until("all is written", || async { fs::read_to_string(&log).unwrap().ends_with("last\n").then_some(()) }).await;
+    device.activity(&launch.identity).await;
+    assert_eq!(fs::metadata(&log).unwrap().len(), 0);
+    let former = fs::read_to_string(log.with_extension("log.1")).unwrap();
+    assert!(former.ends_with("100000\nlast\n") && former.len() == 256 * 1024);
+    // The process goes on where the file begins now.
+    let pid = device.running(&launch).await;
+    device::signal(pid, "KILL");
+    device.run(&launch).await;
+    until("the next run is written", || async { fs::read_to_string(&log).unwrap().ends_with("last\n").then_some(()) })
+        .await;
+    assert!(fs::read_to_string(&log).unwrap().starts_with("1\n2\n"));
+}
+
+/// Whoever is killed at whatever moment: one copy or none, and the next call makes it right.
+async fn kills_at_any_moment_leave_one_copy(device: &Device) {
+    let rounds: u32 = std::env::var_os("PRAETOR_KILLS").and_then(|n| n.to_str()?.parse().ok()).unwrap_or(60);
+    let mark = "MARK=storm";
+    let mut before = 0;
+    for round in 0..rounds {
+        let mut launch = device.launch("storm", (round % 250) as u8, conformance::OBEDIENT);
+        launch.env = vec![("MARK".to_owned(), "storm".to_owned())];
+        let identity = launch.identity.clone();
+        device.initd.install(&launch).await.unwrap();
+        let description = device.path(&format!("state/initd/{identity}.json"));
+        let mut launcher = Command::new(env!("CARGO_BIN_EXE_praetor-agent"))
+            .args(["launch", "restart"])
+            .arg(&description)
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        // A restart takes about 20 ms here: before it, in the middle and behind it.
+        tokio::time::sleep(Duration::from_micros(u64::from(rand::random_range(0..30_000u32)))).await;
+        let victims = match round % 3 {
+            0 => vec![i64::from(launcher.id())],
+            // Everything of the launcher and of those that wait, but not the programs.
+            1 => device::with_argument(description.to_str().unwrap()),
+            _ => device::with_argument("run").into_iter().chain(device::with_argument("enter")).collect(),
+        };
+        for victim in
+            victims.iter().filter(|pid| device::arguments(**pid).iter().any(|a| a == description.to_str().unwrap()))
+        {
+            let _ = Command::new("kill").args(["-9", &victim.to_string()]).stderr(std::process::Stdio::null()).status();
+        }
+        launcher.wait().unwrap();
+        let copies = device::roots_with_variable(mark);
+        assert!(copies.len() <= 1, "round {round}: {copies:?}");
+        // What is found is what is there.
+        let found = device.initd.find(&identity).await.unwrap().unwrap();
+        if let Activity::Running { pid, .. } = found.activity {
+            assert!(
+                device::alive(pid) || device.activity(&identity).await != found.activity,
+                "round {round}: {found:?}"
+            );
+        }
+        if round % 2 == 0 {
+            let pid = device.run(&launch).await;
+            assert_eq!(device::roots_with_variable(mark), [pid], "round {round}");
+            let found = device.initd.find(&identity).await.unwrap().unwrap();
+            assert_eq!(found.running.as_ref(), Some(&launch.spec_hash), "round {round}");
+            assert!(found.exits >= before, "round {round}");
+            before = found.exits;
+        }
+    }
+    println!("initd: {rounds} kills, never two copies");
+}
