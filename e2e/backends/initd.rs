@@ -314,6 +314,7 @@ async fn a_reboot_stops_everything_and_forgets_nothing(device: &Device) {
     };
     // One that ran when the power failed.
     let pid = device.run(&launch).await;
+    let this_boot = device.record(identity)["boot"].clone();
     device::signal(device.shim(identity), "KILL");
     device::signal(pid, "KILL");
     device::end(pid).await;
@@ -328,7 +329,7 @@ async fn a_reboot_stops_everything_and_forgets_nothing(device: &Device) {
     let mut record = device.record(identity);
     record["process"]["pid"] = bystander.id().into();
     record["shim"]["pid"] = bystander.id().into();
-    record["boot"] = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap().trim().into();
+    record["boot"] = this_boot;
     fs::write(device.path(&format!("state/initd/{identity}.run")), record.to_string()).unwrap();
     device.initd.stop(identity, GRACE).await.unwrap();
     assert!(bystander.try_wait().unwrap().is_none());
@@ -362,9 +363,12 @@ async fn a_lost_script_or_state_makes_no_second_copy(device: &Device) {
     assert_eq!(device.remains(identity), Vec::<String>::new());
 
     let pid = device.run(&launch).await;
+    let shim = device.shim(identity);
     fs::remove_dir_all(device.path("state")).unwrap();
     let again = device.run(&launch).await;
     assert!(!device::alive(pid));
+    // Whoever waited for the first one ends what is left of that, and of no other.
+    device::end(shim).await;
     assert_eq!(device::roots_with_variable("MARK=lost-and-found"), [again]);
 }
 

@@ -112,7 +112,9 @@ impl Footprint {
         // Always as long as the other, so that there is room for it also on a full disk.
         let text = format!("{:<500}\n", serde_json::to_string(record)?);
         let (path, new) = (self.file("run"), self.file("run.new"));
-        let whole = write_private(&new, text.as_bytes()).and_then(|()| fs::rename(&new, &path));
+        // Good for this boot only: nobody waits for the disk.
+        let whole =
+            anew(&new).and_then(|mut file| file.write_all(text.as_bytes())).and_then(|()| fs::rename(&new, &path));
         whole.or_else(|error| {
             let _ = fs::remove_file(&new);
             let mut file = OpenOptions::new().write(true).open(&path).map_err(|_| error)?;
@@ -158,21 +160,31 @@ impl Footprint {
     #[must_use]
     pub fn members(&self) -> Vec<Mark> {
         let record = self.record().filter(|record| record.boot == boot_id());
-        let shim = record.as_ref().map(|record| record.shim);
-        // The number of a session stays its own as long as one of these two is there to show it.
-        let mut sessions = Vec::new();
-        if let Some(record) = &record {
-            sessions.extend(record.shim.stat().map(|stat| stat.session));
-            sessions.extend(record.process.stat().map(|stat| stat.session));
+        let Some(record) = record else { return self.of_run("", &[], &[]) };
+        // The number of a session stays its own as long as one of these two is there to show it; and it is one of
+        // theirs: whoever did not get a session of their own is in an operator's.
+        let both = [record.shim, record.process];
+        let sessions = both.iter().filter_map(Mark::stat).map(|stat| stat.session);
+        let sessions: Vec<i32> = sessions.filter(|session| both.iter().any(|mark| mark.pid == *session)).collect();
+        let mut members = self.of_run("", &sessions, &[record.shim]);
+        if record.process.lives() && !members.contains(&record.process) {
+            members.push(record.process);
         }
-        let variable = format!("{RUN}={}/", self.identity);
-        let ours = |stat: &Stat| {
-            Some(stat.mark()) != shim
-                && (record.as_ref().is_some_and(|record| record.process == stat.mark())
-                    || sessions.contains(&stat.session)
-                    || has_variable(stat.pid, &variable))
+        members
+    }
+
+    /// What is left of one run, for the head of its session.
+    fn rest(&self, invocation: &str) -> Vec<Mark> {
+        let own: Vec<i32> = Mark::own().map(|own| own.pid).into_iter().collect();
+        self.of_run(invocation, &own, &[])
+    }
+
+    fn of_run(&self, invocation: &str, sessions: &[i32], without: &[Mark]) -> Vec<Mark> {
+        let variable = format!("{RUN}={}/{invocation}", self.identity);
+        let ours = |stat: &&Stat| {
+            !without.contains(&stat.mark()) && (sessions.contains(&stat.session) || has_variable(stat.pid, &variable))
         };
-        proc::others().iter().filter(|stat| ours(stat)).map(Stat::mark).collect()
+        proc::others().iter().filter(ours).map(Stat::mark).collect()
     }
 
     /// Ends everything of it: SIGTERM, after the grace SIGKILL, to all of it. Says first that it was asked for.
@@ -186,7 +198,7 @@ impl Footprint {
             self.note(&Line::Stop { at: unix_seconds(), invocation: record.invocation.clone() });
         }
         let main = live.map(|record| record.process);
-        self.end_members(main, grace)?;
+        self.end(main, grace, || self.members())?;
         let Some(record) = record else { return Ok(()) };
         // It writes down the end; then nothing of this run is written any more.
         if !wait_until(SHIM_TIME, || !record.shim.lives()) {
@@ -199,34 +211,41 @@ impl Footprint {
         Ok(())
     }
 
-    /// Ends all that is left of it. `main`: its first process, which is cheap to look at.
+    /// Ends what is left of one run, and of no other. For the head of its session, when the first process has ended.
     ///
     /// # Errors
     /// [`BackendError::Failed`]: something lives on.
-    pub fn end_members(&self, main: Option<Mark>, grace: Duration) -> Result<(), BackendError> {
-        let members = self.members();
-        if members.is_empty() {
+    pub fn end_rest(&self, invocation: &str, grace: Duration) -> Result<(), BackendError> {
+        self.end(None, grace, || self.rest(invocation))
+    }
+
+    /// `main`: the first process, which is cheap to look at.
+    fn end(&self, main: Option<Mark>, grace: Duration, members: impl Fn() -> Vec<Mark>) -> Result<(), BackendError> {
+        let all = members();
+        if all.is_empty() {
             return Ok(());
         }
-        for member in &members {
-            let _ = member.signal(Signal::TERM);
+        for signal in [Signal::TERM, Signal::CONT] {
+            // One that is stopped would not notice the first.
+            self.send(&all, signal);
         }
-        for member in &members {
-            // One that is stopped would not notice.
-            let _ = member.signal(Signal::CONT);
-        }
-        let gone = || !main.is_some_and(|main| main.lives()) && self.members().is_empty();
-        if wait_until(grace, gone) {
+        if wait_until(grace, || !main.is_some_and(|main| main.lives()) && members().is_empty()) {
             return Ok(());
         }
         let killed = || {
-            let members = self.members();
-            for member in &members {
-                let _ = member.signal(Signal::KILL);
-            }
-            members.is_empty()
+            let all = members();
+            self.send(&all, Signal::KILL);
+            all.is_empty()
         };
         if wait_until(KILL_TIME, killed) { Ok(()) } else { Err(self.lives_on()) }
+    }
+
+    fn send(&self, members: &[Mark], signal: Signal) {
+        for member in members {
+            if let Err(error) = member.signal(signal) {
+                tracing::debug!(identity = %self.identity, pid = member.pid, %error, "a signal cannot be sent");
+            }
+        }
     }
 
     /// When a run is over and nobody is left who could say how, says so.
@@ -284,13 +303,18 @@ pub fn wait_until(patience: Duration, mut condition: impl FnMut() -> bool) -> bo
     }
 }
 
-/// Writes a file that only root may read, anew.
+/// Writes a file that only root may read, anew, and whole also when the power fails right after.
 ///
 /// # Errors
 /// Those of the file system.
 pub fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
-    file.write_all(bytes)
+    let mut file = anew(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()
+}
+
+fn anew(path: &Path) -> io::Result<File> {
+    OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)
 }
 
 fn read(path: &Path) -> io::Result<String> {

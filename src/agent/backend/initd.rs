@@ -257,17 +257,17 @@ impl Initd {
         let text = script::text(identity, &marks, launch.restart_policy, &agent, &target).map_err(refused)?;
 
         footprint.prepare().map_err(failed)?;
-        let draft = footprint.draft_file();
-        let drafted = |error: io::Error| BackendError::Failed(format!("{}: {error}", draft.display()));
-        write_private(&draft, description.as_bytes()).map_err(drafted)?;
-        if let Err(error) = self.launcher("try", &draft, None).await {
-            let _ = fs::remove_file(&draft);
-            return Err(error);
-        }
-        // What is right already is not written anew.
+        // What is right already is not written anew: it must be possible to start it on a full disk.
         if fs::read(&file).is_ok_and(|there| there == description.as_bytes()) {
-            fs::remove_file(&draft).map_err(drafted)?;
+            self.launcher("try", &file, None).await?;
         } else {
+            let draft = footprint.draft_file();
+            let drafted = |error: io::Error| BackendError::Failed(format!("{}: {error}", draft.display()));
+            write_private(&draft, description.as_bytes()).map_err(drafted)?;
+            if let Err(error) = self.launcher("try", &draft, None).await {
+                let _ = fs::remove_file(&draft);
+                return Err(error);
+            }
             fs::rename(&draft, &file).map_err(drafted)?;
         }
         if fs::read(&path).is_ok_and(|there| there == text.as_bytes()) {

@@ -25,6 +25,8 @@ pub const COMMAND: &str = "launch";
 pub const REFUSED: u8 = 6;
 /// "Program is not running."
 const NOT_RUNNING: u8 = 3;
+/// "User had insufficient privilege", and for the status "unknown".
+const NOT_ALLOWED: u8 = 4;
 /// "Invalid or excess arguments."
 const USAGE: u8 = 2;
 /// Grace of a stop that names none.
@@ -49,6 +51,10 @@ pub fn called(arguments: impl IntoIterator<Item = OsString>) -> Option<ExitCode>
     let [verb, file, ref more @ ..] = *words else { return Some(usage()) };
     if let ("try", []) = (verb, more) {
         return Some(done(shim::attempt(Path::new(file)).map(|()| None)));
+    }
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("praetor-agent launch: only root can do this");
+        return Some(ExitCode::from(NOT_ALLOWED));
     }
     let Some(footprint) = Footprint::of(Path::new(file)) else { return Some(usage()) };
     let grace = match more {

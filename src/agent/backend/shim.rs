@@ -54,9 +54,9 @@ pub fn run(footprint: &Footprint, invocation: &str) -> ExitCode {
     }
     let Ok(status) = child.and_then(|mut child| child.wait()) else { return ExitCode::FAILURE };
     let (result, code) = words(status);
-    let invocation = invocation.to_owned();
-    footprint.note(&Line::Exit { result: result.to_owned(), code, at: unix_seconds(), invocation });
-    match footprint.end_members(None, REST_GRACE) {
+    let (result, at) = (result.to_owned(), unix_seconds());
+    footprint.note(&Line::Exit { result, code, at, invocation: invocation.to_owned() });
+    match footprint.end_rest(invocation, REST_GRACE) {
         Ok(()) => ExitCode::SUCCESS,
         Err(_) => ExitCode::FAILURE,
     }
@@ -99,6 +99,10 @@ fn begin(footprint: &Footprint, invocation: &str, answer: &mut File) -> Result<s
     let _ = rustix::process::setpgid(None, None);
     // Whatever the agent has, a program creates its files as programs of init do.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    // Nor is a program as precious as an agent may be.
+    if fs::read_to_string("/proc/self/oom_score_adj").is_ok_and(|score| score.starts_with('-')) {
+        let _ = fs::write("/proc/self/oom_score_adj", "0");
+    }
     let output = description.log.as_deref().and_then(open_log);
 
     let own = i32::try_from(std::process::id()).ok().and_then(Stat::of);
