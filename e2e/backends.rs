@@ -12,6 +12,8 @@ mod conformance;
 mod device;
 #[path = "backends/initd.rs"]
 mod initd;
+#[path = "backends/systemd.rs"]
+mod systemd;
 
 use conformance::Site;
 use praetor::agent::process::spec::BackendKind;
@@ -41,4 +43,9 @@ fn initd() {
 #[test]
 fn init_scripts() {
     initd::scenes();
+}
+
+#[test]
+fn systemd() {
+    judge(BackendKind::Systemd, systemd::Units::new);
 }

@@ -1,7 +1,11 @@
 //! What a test sees of processes on the device, by `/proc` and not by the backend that it judges.
 
+use praetor::agent::artifact::Fetched;
+use rustix::process::{Pid, Signal, kill_process};
+use sha2::{Digest, Sha256};
 use std::fs;
 use std::future::Future;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -116,15 +120,23 @@ pub fn family(pid: i64) -> Vec<i64> {
     family
 }
 
-/// Sends it a signal: `KILL`, `USR1`, …
-pub fn signal(pid: i64, name: &str) {
-    let status = std::process::Command::new("kill").args(["-s", name, &pid.to_string()]).status().unwrap();
-    assert!(status.success(), "cannot send {name} to {pid}");
+/// Sends it a signal.
+pub fn signal(pid: i64, signal: Signal) {
+    let pid = Pid::from_raw(pid.try_into().unwrap()).unwrap();
+    kill_process(pid, signal).unwrap();
 }
 
-/// Writes a program, executable for all.
-pub fn write_script(path: &Path, text: &str) {
-    use std::os::unix::fs::PermissionsExt;
-    fs::write(path, text).unwrap();
-    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+/// An artifact in a folder of its own, as the agent's store would have it, and its only program.
+pub fn artifact(store: &Path, script: &str) -> (Fetched, String) {
+    let digest = hex::encode(Sha256::digest(script));
+    let root = store.join(&digest);
+    let program = root.join("program");
+    if !program.exists() {
+        fs::create_dir_all(&root).unwrap();
+        fs::write(&program, script).unwrap();
+        for path in [&root, &program] {
+            fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+        }
+    }
+    (Fetched { digest: format!("sha256:{digest}"), root: Some(root) }, program.to_str().unwrap().to_owned())
 }

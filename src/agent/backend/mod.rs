@@ -2,6 +2,8 @@
 
 pub mod accounts;
 pub mod exec;
+pub mod files;
+pub mod fits;
 pub mod footprint;
 pub mod initd;
 pub mod journal;
@@ -11,6 +13,10 @@ pub mod program;
 pub mod runs;
 pub mod script;
 pub mod shim;
+pub mod show;
+pub mod systemctl;
+pub mod systemd;
+pub mod unit;
 
 use super::artifact::{FetchError, Fetched};
 use super::process::identity::Identity;
