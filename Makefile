@@ -141,6 +141,9 @@ integration: ## End-to-end tests on a real control plane; all of them run, also 
 	@assets="$$(hack/controlplane.sh)"; set -x; \
 	KUBEBUILDER_ASSETS="$$assets" $(CARGO) test $(LOCKED) --no-fail-fast --test '*'
 
+backends: ## Units of a real systemd, in a switch of its own (Linux, root; exit code 3 where none can run)
+	@hack/backends.sh $(RULE)
+
 ##@ Now and then
 
 deny: ## Licences, advisories and duplicates of the dependencies (asks the network)

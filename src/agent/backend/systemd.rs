@@ -99,8 +99,8 @@ impl Systemd {
         }
     }
 
-    /// Refuses what somebody else has put there under our name.
-    async fn must_be_ours(&self, identity: &Identity) -> Result<(), BackendError> {
+    /// Refuses what somebody else has put there under our name; otherwise systemd's word on it.
+    async fn must_be_ours(&self, identity: &Identity) -> Result<Shown, BackendError> {
         let file = self.unit_file(identity);
         let foreign = |file: &str| {
             let unit = unit::name(identity);
@@ -119,7 +119,7 @@ impl Systemd {
             let place = if shown.file.is_empty() { "memory" } else { &shown.file };
             return foreign(place);
         }
-        Ok(())
+        Ok(shown)
     }
 
     async fn show_one(&self, identity: &Identity) -> Result<Shown, BackendError> {
@@ -351,10 +351,14 @@ impl Systemd {
         self.version().await?;
         let identity = &launch.identity;
         let unit = unit::name(identity);
-        self.must_be_ours(identity).await?;
+        let shown = self.must_be_ours(identity).await?;
         match self.marks(identity)? {
             Some(marks) if marks.spec_hash == launch.spec_hash && marks.uid == launch.uid => {}
             _ => return Err(BackendError::Failed(format!("the unit {unit} is not that of this process"))),
+        }
+        if shown.outdated {
+            // An installation was cut off: systemd would start what it has in mind.
+            self.reload().await?;
         }
         if launch.restart_policy == RestartPolicy::Always {
             self.start_at_boot(identity)?;
