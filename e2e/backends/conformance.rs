@@ -8,7 +8,6 @@ use praetor::agent::artifact::Fetched;
 use praetor::agent::backend::{Activity, Backend, BackendError, Checked, Found, Launch};
 use praetor::agent::process::identity::Identity;
 use praetor::agent::process::spec::{BackendKind, RestartPolicy};
-use rustix::process::Signal;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -400,7 +399,7 @@ async fn killed_it_is_counted(case: &Case<'_>) {
         let changed = tokio::time::timeout(Duration::from_secs(20), case.backend().changed());
         let (changed, ()) = tokio::join!(changed, async {
             tokio::task::yield_now().await;
-            device::signal(pid, Signal::KILL);
+            device::signal(pid, "KILL");
         });
         assert_eq!(changed, Ok(()), "nobody was told");
         let found = until("the end is counted", || async {
@@ -431,9 +430,7 @@ async fn killed_it_is_counted(case: &Case<'_>) {
 }
 
 async fn a_run_that_is_over_stays_over(case: &Case<'_>) {
-    for (round, (signal, code, reason)) in
-        [(Signal::USR2, 0, "Completed"), (Signal::USR1, 3, "Error")].into_iter().enumerate()
-    {
+    for (round, (signal, code, reason)) in [("USR2", 0, "Completed"), ("USR1", 3, "Error")].into_iter().enumerate() {
         let mut launch = case.launch(round as u8, OBEDIENT);
         launch.restart_policy = RestartPolicy::Never;
         let pid = case.run(&launch).await;
@@ -462,7 +459,7 @@ async fn on_failure_is_for_failures(case: &Case<'_>) {
     let mut launch = case.launch(1, OBEDIENT);
     launch.restart_policy = RestartPolicy::OnFailure;
     let mut pid = case.run(&launch).await;
-    for (round, (signal, code)) in [(Signal::USR1, 3), (Signal::KILL, 137)].into_iter().enumerate() {
+    for (round, (signal, code)) in [("USR1", 3), ("KILL", 137)].into_iter().enumerate() {
         device::signal(pid, signal);
         let found = until("the failure is counted", || async {
             Some(case.found(&launch.identity).await).filter(|found| found.exits == round as u64 + 1)
@@ -482,7 +479,7 @@ async fn on_failure_is_for_failures(case: &Case<'_>) {
         .await;
         case.running(&launch).await;
     }
-    device::signal(pid, Signal::USR2);
+    device::signal(pid, "USR2");
     let exit = case.ended(&launch.identity).await;
     assert_eq!((exit.code, exit.reason.as_str()), (0, "Completed"));
     assert_eq!(case.found(&launch.identity).await.exits, 3);
@@ -540,7 +537,7 @@ async fn stopping_stops_all_of_it(case: &Case<'_>) {
     launch.restart_policy = RestartPolicy::Never;
     let pid = case.run(&launch).await;
     let family = until("it has children", || async { Some(device::family(pid)).filter(|f| f.len() >= 3) }).await;
-    device::signal(pid, Signal::USR1);
+    device::signal(pid, "USR1");
     case.ended(&launch.identity).await;
     case.start(&launch).await;
     assert!(!family.into_iter().any(device::alive), "something of the former run is left");

@@ -120,10 +120,17 @@ pub fn family(pid: i64) -> Vec<i64> {
     family
 }
 
-/// Sends it a signal.
-pub fn signal(pid: i64, signal: Signal) {
-    let pid = Pid::from_raw(pid.try_into().unwrap()).unwrap();
-    kill_process(pid, signal).unwrap();
+/// Sends it a signal: `KILL`, `USR1`, …; not every small device has a program for it.
+pub fn signal(pid: i64, name: &str) {
+    let known = [("KILL", Signal::KILL), ("TERM", Signal::TERM), ("USR1", Signal::USR1), ("USR2", Signal::USR2)];
+    let (_, signal) = known.into_iter().find(|(known, _)| *known == name).unwrap();
+    kill_process(Pid::from_raw(pid.try_into().unwrap()).unwrap(), signal).unwrap();
+}
+
+/// Writes a program, executable for all.
+pub fn write_script(path: &Path, text: &str) {
+    fs::write(path, text).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
 }
 
 /// An artifact in a folder of its own, as the agent's store would have it, and its only program.
@@ -133,10 +140,8 @@ pub fn artifact(store: &Path, script: &str) -> (Fetched, String) {
     let program = root.join("program");
     if !program.exists() {
         fs::create_dir_all(&root).unwrap();
-        fs::write(&program, script).unwrap();
-        for path in [&root, &program] {
-            fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
-        }
+        fs::set_permissions(&root, fs::Permissions::from_mode(0o755)).unwrap();
+        write_script(&program, script);
     }
     (Fetched { digest: format!("sha256:{digest}"), root: Some(root) }, program.to_str().unwrap().to_owned())
 }

@@ -7,7 +7,6 @@ use praetor::agent::backend::systemd::Systemd;
 use praetor::agent::backend::{Activity, Backend, Folders, Launch};
 use praetor::agent::process::identity::Identity;
 use praetor::agent::process::spec::{BackendKind, RestartPolicy};
-use rustix::process::Signal;
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fs;
@@ -155,7 +154,7 @@ async fn before_a_reboot() {
         async move { backend.find(&kept(name, RestartPolicy::Never).identity).await.unwrap().unwrap() }
     };
     backend.stop(&find("stopped").await.identity, grace).await.unwrap();
-    for (name, signal) in [("over", Signal::USR1), ("always", Signal::KILL)] {
+    for (name, signal) in [("over", "USR1"), ("always", "KILL")] {
         let Activity::Running { pid, .. } = find(name).await.activity else { panic!("{name} does not run") };
         // Only when its traps are set.
         device::until("it sleeps", || async { Some(()).filter(|()| device::family(pid).len() > 1) }).await;

@@ -364,6 +364,7 @@ impl Systemd {
             self.start_at_boot(identity)?;
         }
         unlink(&self.stop_mark(identity))?;
+        self.come_to_rest(identity).await?;
         let good = self.end_or_kill(&["restart", &unit], identity, grace).await?;
         let shown = self.show_settled(identity).await?;
         if !good {
@@ -418,8 +419,15 @@ impl Systemd {
         }
     }
 
+    /// Waits while it is being started: who is stopped then gets no word of it in the journal, and its end would count
+    /// as one that nobody asked for.
+    async fn come_to_rest(&self, identity: &Identity) -> Result<(), BackendError> {
+        self.show_settled(identity).await.map(|_| ())
+    }
+
     async fn stop_unit(&self, identity: &Identity, grace: Duration) -> Result<(), BackendError> {
         let unit = unit::name(identity);
+        self.come_to_rest(identity).await?;
         unlink(&self.boot_link(identity))?;
         let folder = DirBuilder::new().recursive(true).mode(0o700).create(&self.own);
         folder.map_err(|error| failed(&self.own, "make", &error))?;
