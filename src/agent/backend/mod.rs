@@ -17,6 +17,7 @@ pub mod show;
 pub mod systemctl;
 pub mod systemd;
 pub mod unit;
+pub mod container;
 
 use super::artifact::{FetchError, Fetched};
 use super::process::identity::Identity;
@@ -173,6 +174,12 @@ pub trait Backend {
         command: &'a [String],
         timeout: Duration,
     ) -> Pending<'a, Result<Checked, BackendError>>;
+
+    /// Removes artifacts that the backend keeps itself and that are not in `keep` (digests), and what calls that were cut
+    /// off have left. What cannot be removed now stays for the next time.
+    fn collect<'a>(&'a self, _keep: &'a [String]) -> Pending<'a, ()> {
+        Box::pin(async {})
+    }
 
     /// Returns when something may have happened to a process of ours, at once or a little later, and costs nothing
     /// while nothing happens.

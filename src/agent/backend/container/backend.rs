@@ -1,0 +1,463 @@
+//! Edge: runs processes as containers of an engine, Docker or another one with its API.
+//!
+//! All that is known is kept by the engine itself, as labels and names of containers; the agent's files hold nothing
+//! of it. Every start is a container of its own: it is made while the old one still runs, then the old one is stopped,
+//! the new one started, the old one removed. Wherever that is cut off, the labels tell how to go on, and no engine
+//! starts a container by itself that was stopped.
+
+use super::config::{self, IDENTITY, Site};
+use super::engine::{Engine, EngineError, Question};
+use super::events::Events;
+use super::found::{self, Container};
+use super::image::Image;
+use super::refusals;
+use crate::agent::artifact::{FetchError, Fetched};
+use crate::agent::backend::{Backend, BackendError, Checked, Exit, Found, Launch, Pending};
+use crate::agent::process::identity::Identity;
+use crate::agent::process::spec::{Artifact, BackendKind};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use http::Method;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+use std::time::Duration;
+use tokio::sync::Mutex;
+use tracing::{debug, info, warn};
+
+/// Longest time for making, starting or removing a container, on a slow device with a slow disk.
+const ACTION_TIMEOUT: Duration = Duration::from_secs(120);
+/// A name that somebody else's container has is given up for another one, so many times.
+const NAMES: u64 = 8;
+/// Longest chain of symbolic links that is followed to a program.
+const MAX_LINKS: usize = 8;
+/// The header with what is known about a path, JSON in base64.
+const PATH_STAT_HEADER: &str = "x-docker-container-path-stat";
+
+/// Where the engine is, and how it is used on this device.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Its socket.
+    pub socket: PathBuf,
+    /// The network of containers: `host`, `bridge`, `none` or one of the engine's by its name.
+    pub network: String,
+    /// A docker config file with credentials for registries.
+    pub registry_config: Option<PathBuf>,
+}
+
+/// Processes as containers.
+#[derive(Debug)]
+pub struct Containers {
+    pub(super) engine: Engine,
+    pub(super) options: Options,
+    /// For containers that the engine has started again: how the run before ended, by id, with the engine's count.
+    last_exits: RefCell<HashMap<String, (u64, Option<Exit>)>>,
+    events: Mutex<Events>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Listed {
+    id: String,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Created {
+    id: String,
+}
+
+// === What others ask for ===
+
+impl Backend for Containers {
+    fn kind(&self) -> BackendKind {
+        BackendKind::Container
+    }
+
+    fn probe(&self) -> Pending<'_, Result<(), BackendError>> {
+        Box::pin(async { Ok(self.engine.ping().await?) })
+    }
+
+    fn list(&self) -> Pending<'_, Result<Vec<Found>, BackendError>> {
+        Box::pin(async {
+            let mut all: BTreeMap<Identity, Vec<Container>> = BTreeMap::new();
+            for container in self.ours(None).await? {
+                if let Some(identity) = container.identity() {
+                    all.entry(identity).or_default().push(container);
+                }
+            }
+            self.forget_exits(all.values().flatten());
+            let mut found = Vec::new();
+            for (identity, containers) in all {
+                found.extend(self.found(&identity, &containers).await?);
+            }
+            Ok(found)
+        })
+    }
+
+    fn find<'a>(&'a self, identity: &'a Identity) -> Pending<'a, Result<Option<Found>, BackendError>> {
+        Box::pin(async move {
+            let containers = self.ours(Some(identity)).await?;
+            Ok(self.found(identity, &containers).await?)
+        })
+    }
+
+    fn fetch<'a>(
+        &'a self,
+        artifact: &'a Artifact,
+        pinned: Option<&'a str>,
+    ) -> Option<Pending<'a, Result<Fetched, FetchError>>> {
+        Some(Box::pin(self.fetch_image(artifact, pinned)))
+    }
+
+    fn install<'a>(&'a self, launch: &'a Launch) -> Pending<'a, Result<(), BackendError>> {
+        Box::pin(async move {
+            let containers = self.ours(Some(&launch.identity)).await?;
+            self.prepare(launch, &containers, |_| true).await.map(|_| ())
+        })
+    }
+
+    fn start<'a>(&'a self, launch: &'a Launch, grace: Duration) -> Pending<'a, Result<(), BackendError>> {
+        Box::pin(async move {
+            let containers = self.ours(Some(&launch.identity)).await?;
+            // One that has run is not started again: its engine would count from the beginning, and what the last run
+            // left in its file system would be found by the next.
+            let fresh = self.prepare(launch, &containers, |c| !c.was_started()).await?;
+            for old in containers.iter().filter(|c| c.id != fresh && c.is_alive()) {
+                self.halt(old, grace).await?;
+            }
+            let path = format!("/containers/{fresh}/start");
+            let started = self.act(Method::POST, &path).await;
+            started.map_err(|error| self.explain(error, launch))?;
+            for old in containers.iter().filter(|c| c.id != fresh) {
+                // Done again with the next start, and when artifacts are collected.
+                if let Err(error) = self.delete(&old.id).await {
+                    warn!(container = old.plain_name(), %error, "the last container cannot be removed yet");
+                }
+            }
+            Ok(())
+        })
+    }
+
+    fn stop<'a>(&'a self, identity: &'a Identity, grace: Duration) -> Pending<'a, Result<(), BackendError>> {
+        Box::pin(async move {
+            for container in self.ours(Some(identity)).await?.iter().filter(|c| c.is_alive()) {
+                self.halt(container, grace).await?;
+            }
+            Ok(())
+        })
+    }
+
+    fn remove<'a>(&'a self, identity: &'a Identity, grace: Duration) -> Pending<'a, Result<(), BackendError>> {
+        Box::pin(async move {
+            let containers = self.ours(Some(identity)).await?;
+            // Those that run last: cut off before, this one is still known by them.
+            for container in containers.iter().filter(|c| !c.is_alive()) {
+                self.delete(&container.id).await?;
+            }
+            for container in containers.iter().filter(|c| c.is_alive()) {
+                self.halt(container, grace).await?;
+                self.delete(&container.id).await?;
+            }
+            Ok(())
+        })
+    }
+
+    fn check<'a>(
+        &'a self,
+        launch: &'a Launch,
+        command: &'a [String],
+        timeout: Duration,
+    ) -> Pending<'a, Result<Checked, BackendError>> {
+        Box::pin(async move {
+            let containers = self.ours(Some(&launch.identity)).await?;
+            match found::live(&containers).filter(|c| c.state.status == "running") {
+                Some(container) => self.check_in(&container.id, command, timeout).await,
+                None => Ok(Checked::Failed("the container does not run".to_owned())),
+            }
+        })
+    }
+
+    fn changed(&self) -> Pending<'_, ()> {
+        Box::pin(async {
+            // Whoever drops this and comes again goes on with the same stream.
+            self.events.lock().await.changed(&self.engine).await;
+        })
+    }
+
+    fn collect<'a>(&'a self, keep: &'a [String]) -> Pending<'a, ()> {
+        Box::pin(async move {
+            if let Err(error) = self.collect_superseded().await {
+                debug!(%error, "cannot look for containers that are superseded");
+            }
+            if let Err(error) = self.collect_images(keep).await {
+                debug!(%error, "cannot look for images that nobody needs any more");
+            }
+        })
+    }
+}
+
+// === What is there ===
+
+impl Containers {
+    /// Nobody is asked yet.
+    #[must_use]
+    pub fn new(options: Options) -> Self {
+        Self {
+            engine: Engine::new(options.socket.clone()),
+            options,
+            last_exits: RefCell::default(),
+            events: Mutex::default(),
+        }
+    }
+
+    /// The containers with our marks: of one identity, or all.
+    async fn ours(&self, identity: Option<&Identity>) -> Result<Vec<Container>, EngineError> {
+        let label = identity.map_or_else(|| IDENTITY.to_owned(), |identity| format!("{IDENTITY}={identity}"));
+        let path = format!("/containers/json?all=1&{}", config::filters(&json!({"label": [label]})));
+        let listed: Vec<Listed> = self.engine.ask(Question::new(Method::GET, &path)).await?;
+        let mut containers = Vec::with_capacity(listed.len());
+        for Listed { id } in listed {
+            containers.extend(self.inspect(&id).await?);
+        }
+        // Never trust a filter with what may be deleted.
+        containers.retain(|c| c.identity().is_some_and(|found| identity.is_none_or(|wanted| found == *wanted)));
+        Ok(containers)
+    }
+
+    async fn inspect(&self, id: &str) -> Result<Option<Container>, EngineError> {
+        let path = format!("/containers/{id}/json");
+        EngineError::or_none(self.engine.ask(Question::new(Method::GET, &path)).await)
+    }
+
+    async fn found(&self, identity: &Identity, containers: &[Container]) -> Result<Option<Found>, EngineError> {
+        let last_exit = match found::live(containers) {
+            Some(live) if live.restart_count > 0 => self.last_exit(live).await?,
+            _ => None,
+        };
+        Ok(found::found(identity, containers, last_exit))
+    }
+
+    /// How the run before this one ended. The engine has it among its last events only, and forgets them when it ends.
+    async fn last_exit(&self, container: &Container) -> Result<Option<Exit>, EngineError> {
+        let (id, count) = (&container.id, container.restart_count);
+        if let Some((_, exit)) = self.last_exits.borrow().get(id).filter(|(known, _)| *known == count) {
+            return Ok(exit.clone());
+        }
+        let exit = super::events::last_exit(&self.engine, id).await?;
+        self.last_exits.borrow_mut().insert(id.clone(), (count, exit.clone()));
+        Ok(exit)
+    }
+
+    fn forget_exits<'a>(&self, present: impl Iterator<Item = &'a Container>) {
+        let present: Vec<&str> = present.map(|c| c.id.as_str()).collect();
+        self.last_exits.borrow_mut().retain(|id, _| present.contains(&id.as_str()));
+    }
+}
+
+// === What is done ===
+
+impl Containers {
+    /// The id of a container for `launch` that will do. Makes one if the one that is installed will not.
+    async fn prepare(
+        &self,
+        launch: &Launch,
+        containers: &[Container],
+        will_do: impl Fn(&Container) -> bool,
+    ) -> Result<String, BackendError> {
+        if launch.artifact.root.is_some() {
+            return Err(BackendError::Refused(super::fetch::ONLY_IMAGES.to_owned()));
+        }
+        // What was made and never started is of no use when it is for something else.
+        let (useless, useful): (Vec<_>, Vec<_>) =
+            containers.iter().partition(|c| !c.was_started() && !c.is_for(launch));
+        for container in useless {
+            self.delete(&container.id).await?;
+        }
+        if let Some(installed) = useful.iter().max_by_key(|c| c.sequence()).filter(|c| c.is_for(launch) && will_do(c)) {
+            return Ok(installed.id.clone());
+        }
+        // Its image is there as long as one of its containers is, whoever removes tags.
+        let image = match useful.iter().find(|c| c.is_for(launch) && !c.image.is_empty()) {
+            Some(container) => container.image.clone(),
+            None => self.image_of(&launch.artifact.digest).await?,
+        };
+        let last = containers.iter().map(Container::sequence).max().unwrap_or(0);
+        let id = self.create(launch, &image, last + 1).await?;
+        if let Err(error) = self.verify(&id, launch).await {
+            self.delete(&id).await?;
+            return Err(error);
+        }
+        Ok(id)
+    }
+
+    /// The id of the image with a digest.
+    async fn image_of(&self, digest: &str) -> Result<String, BackendError> {
+        match self.tagged(digest).await? {
+            Some(Image { id, .. }) => Ok(id),
+            None => Err(BackendError::Failed(format!("the container engine has lost the image {digest}"))),
+        }
+    }
+
+    async fn create(&self, launch: &Launch, image: &str, first: u64) -> Result<String, BackendError> {
+        let init = self.engine.about().await?.has_init;
+        let site = Site { network: &self.options.network, init };
+        for sequence in first..first + NAMES {
+            let body = config::create(launch, image, sequence, site)?;
+            let name = config::name(launch, sequence);
+            let path = format!("/containers/create?name={name}");
+            let question = Question::new(Method::POST, &path).with(&body).within(ACTION_TIMEOUT);
+            match self.engine.ask::<Created>(question).await {
+                Ok(Created { id }) => {
+                    info!(container = name, image = launch.artifact.digest, "container made");
+                    return Ok(id);
+                }
+                // The name is somebody else's: ours would have been found by its labels.
+                Err(error) if error.status() == Some(409) => debug!(container = name, %error, "the name is taken"),
+                Err(error) => return Err(self.explain(error, launch)),
+            }
+        }
+        Err(BackendError::Failed(format!("other containers have the names that {} would get", launch.identity)))
+    }
+
+    /// Whether the image has the program and the user. Docker says so only when the container is started, and with an
+    /// init process not even then; by that time the old one has been stopped.
+    async fn verify(&self, id: &str, launch: &Launch) -> Result<(), BackendError> {
+        let Some(container) = self.inspect(id).await? else { return Ok(()) };
+        let found = &container.config;
+        let mut verdict = Some(refusals::no_program(&launch.program));
+        for path in refusals::candidates(&launch.program, &found.env, &found.working_dir) {
+            match self.mode(id, path).await {
+                Ok(Some(mode)) => {
+                    verdict = refusals::no_executable(&launch.program, mode);
+                    if verdict.is_none() {
+                        break;
+                    }
+                }
+                Ok(None) => {}
+                // An engine that cannot tell is no reason to refuse anything.
+                Err(EngineError::Refused { .. } | EngineError::Strange(..)) => {
+                    verdict = None;
+                    break;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        if let Some(why) = verdict {
+            return Err(BackendError::Refused(why));
+        }
+        let Some(user) = &launch.user else { return Ok(()) };
+        let (name, group) = user.split_once(':').map_or((user.as_str(), None), |(name, group)| (name, Some(group)));
+        for (name, file) in [(Some(name), "/etc/passwd"), (group, "/etc/group")] {
+            if let Some(name) = name.filter(|name| name.parse::<u32>().is_err())
+                && !self.has_entry(id, file, name).await?
+            {
+                return Err(BackendError::Refused(format!("{} ({file})", refusals::no_user(user))));
+            }
+        }
+        Ok(())
+    }
+
+    /// The mode of a file in a container, behind any symbolic links; none: there is none.
+    async fn mode(&self, id: &str, mut path: String) -> Result<Option<u32>, EngineError> {
+        for _ in 0..MAX_LINKS {
+            let route = format!("/containers/{id}/archive?path={}", config::escape(&path));
+            let Some(headers) = EngineError::or_none(self.engine.look(&route).await)? else { return Ok(None) };
+            let stat = headers.get(PATH_STAT_HEADER).and_then(|value| STANDARD.decode(value).ok());
+            let stat: Option<refusals::PathStat> = stat.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+            match stat {
+                Some(stat) if refusals::is_link(stat.mode) && stat.link_target != path => path = stat.link_target,
+                Some(stat) => return Ok(Some(stat.mode)),
+                None => break,
+            }
+        }
+        Err(EngineError::Strange(self.options.socket.display().to_string(), "does not tell about paths".to_owned()))
+    }
+
+    async fn has_entry(&self, id: &str, file: &str, name: &str) -> Result<bool, EngineError> {
+        let route = format!("/containers/{id}/archive?path={}", config::escape(file));
+        let archive = EngineError::or_none(self.engine.raw(Question::new(Method::GET, &route)).await)?;
+        let Some(archive) = archive else { return Ok(false) };
+        // Not a plain file: let the engine find out.
+        Ok(refusals::only_file(&archive).is_none_or(|text| refusals::has_entry(&String::from_utf8_lossy(text), name)))
+    }
+
+    /// Stops a container that may run. Its name says so first: an end that comes after that was asked for.
+    async fn halt(&self, container: &Container, grace: Duration) -> Result<(), BackendError> {
+        let id = &container.id;
+        if container.state.status == "paused" {
+            self.act(Method::POST, &format!("/containers/{id}/unpause")).await?;
+        }
+        self.mark_stopped(container).await?;
+        // The engine counts whole seconds.
+        let seconds = grace.as_secs() + u64::from(grace.subsec_nanos() > 0);
+        let path = format!("/containers/{id}/stop?t={seconds}");
+        let question = Question::new(Method::POST, &path).within(grace + ACTION_TIMEOUT);
+        EngineError::or_none(self.engine.ask::<Value>(question).await)?;
+        // The engine may have started it again just before it heard of the stop.
+        if let Some(after) = self.inspect(id).await? {
+            self.mark_stopped(&after).await?;
+        }
+        Ok(())
+    }
+
+    async fn mark_stopped(&self, container: &Container) -> Result<(), EngineError> {
+        let Some(started) = container.started_nanos() else { return Ok(()) };
+        let name = container.plain_name();
+        if config::is_stopped(name, started) {
+            return Ok(());
+        }
+        let new = config::stopped_name(name, started);
+        self.act(Method::POST, &format!("/containers/{}/rename?name={new}", container.id)).await
+    }
+
+    async fn delete(&self, id: &str) -> Result<(), EngineError> {
+        // With the volumes that its image has asked for and nobody has named.
+        self.act(Method::DELETE, &format!("/containers/{id}?force=1&v=1")).await
+    }
+
+    /// What needs no answer. One that is gone already is fine, too.
+    async fn act(&self, method: Method, path: &str) -> Result<(), EngineError> {
+        let question = Question::new(method.clone(), path).within(ACTION_TIMEOUT);
+        match self.engine.ask::<Value>(question).await {
+            Err(error) if error.status() == Some(404) && !path.ends_with("/start") => Ok(()),
+            // Being removed already.
+            Err(error) if error.status() == Some(409) && method == Method::DELETE => Ok(()),
+            result => result.map(|_| ()),
+        }
+    }
+
+    fn explain(&self, error: EngineError, launch: &Launch) -> BackendError {
+        match error {
+            EngineError::Refused { message, .. } => refusals::explain(&message, launch, &self.options.network),
+            error => error.into(),
+        }
+    }
+
+    /// Removes what a start that was cut off has left: older containers beside one that runs.
+    async fn collect_superseded(&self) -> Result<(), EngineError> {
+        let all = self.ours(None).await?;
+        for running in all.iter().filter(|c| c.is_alive()) {
+            let older = |c: &&Container| {
+                c.identity() == running.identity() && c.sequence() < running.sequence() && !c.is_alive()
+            };
+            for container in all.iter().filter(older) {
+                self.delete(&container.id).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl From<EngineError> for BackendError {
+    fn from(error: EngineError) -> Self {
+        match error {
+            EngineError::Away(..) | EngineError::Strange(..) => Self::Unavailable(error.to_string()),
+            EngineError::Refused { message, .. } => {
+                Self::Failed(format!("the container engine: {}", refusals::without_ids(&message)))
+            }
+        }
+    }
+}

@@ -1,0 +1,23 @@
+//! Processes as containers of Docker or another engine with its API.
+//!
+//! - [`backend`]: what is done with containers
+//! - [`fetch`], [`check`], [`events`]: images; health checks; what happens meanwhile
+//! - [`engine`]: the client of the API
+//! - [`config`]: names, marks and settings of containers
+//! - [`found`]: what the engine says about them
+//! - [`image`]: references, credentials, causes of failed pulls
+//! - [`refusals`]: why a container cannot be made or started
+//! - [`frames`]: streams
+
+pub mod backend;
+pub mod check;
+pub mod config;
+pub mod engine;
+pub mod events;
+pub mod fetch;
+pub mod found;
+pub mod frames;
+pub mod image;
+pub mod refusals;
+
+pub use backend::{Containers, Options};
