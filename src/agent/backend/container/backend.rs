@@ -1,7 +1,7 @@
 //! Edge: runs processes as containers of an engine, Docker or another one with its API.
 //!
-//! All that is known is kept by the engine itself, as labels and names of containers; the agent's files hold nothing
-//! of it. Every start is a container of its own: it is made while the old one still runs, then the old one is stopped,
+//! What has to be known is kept by the engine itself, as labels and names of containers; only counts of ends are in
+//! files of the agent. Every start is a container of its own: it is made while the old one still runs, then the old one is stopped,
 //! the new one started, the old one removed. Wherever that is cut off, the labels tell how to go on, and no engine
 //! starts a container by itself that was stopped.
 
@@ -11,8 +11,10 @@ use super::events::Events;
 use super::found::{self, Container};
 use super::image::Image;
 use super::refusals;
+use super::tallies::Tallies;
+use super::tally::Tally;
 use crate::agent::artifact::{FetchError, Fetched};
-use crate::agent::backend::{Backend, BackendError, Checked, Exit, Found, Launch, Pending};
+use crate::agent::backend::{Backend, BackendError, Checked, Folders, Found, Launch, Pending};
 use crate::agent::process::identity::Identity;
 use crate::agent::process::spec::{Artifact, BackendKind};
 use base64::Engine as _;
@@ -20,8 +22,7 @@ use base64::engine::general_purpose::STANDARD;
 use http::Method;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 use tokio::sync::Mutex;
@@ -52,8 +53,7 @@ pub struct Options {
 pub struct Containers {
     pub(super) engine: Engine,
     pub(super) options: Options,
-    /// For containers that the engine has started again: how the run before ended, by id, with the engine's count.
-    last_exits: RefCell<HashMap<String, (u64, Option<Exit>)>>,
+    tallies: Tallies,
     events: Mutex<Events>,
 }
 
@@ -88,7 +88,6 @@ impl Backend for Containers {
                     all.entry(identity).or_default().push(container);
                 }
             }
-            self.forget_exits(all.values().flatten());
             let mut found = Vec::new();
             for (identity, containers) in all {
                 found.extend(self.found(&identity, &containers).await?);
@@ -125,17 +124,16 @@ impl Backend for Containers {
             // One that has run is not started again: its engine would count from the beginning, and what the last run
             // left in its file system would be found by the next.
             let fresh = self.prepare(launch, &containers, |c| !c.was_started()).await?;
+            let identity = &launch.identity;
             for old in containers.iter().filter(|c| c.id != fresh && c.is_alive()) {
-                self.halt(old, grace).await?;
+                self.halt(identity, old, grace).await?;
             }
             let path = format!("/containers/{fresh}/start");
             let started = self.act(Method::POST, &path).await;
             started.map_err(|error| self.explain(error, launch))?;
-            for old in containers.iter().filter(|c| c.id != fresh) {
-                // Done again with the next start, and when artifacts are collected.
-                if let Err(error) = self.delete(&old.id).await {
-                    warn!(container = old.plain_name(), %error, "the last container cannot be removed yet");
-                }
+            // It runs. What is left to do is done again with the next start, and when artifacts are collected.
+            if let Err(error) = self.tidy(identity, &containers, &fresh).await {
+                warn!(%identity, %error, "cannot tidy up after the last container yet");
             }
             Ok(())
         })
@@ -144,7 +142,11 @@ impl Backend for Containers {
     fn stop<'a>(&'a self, identity: &'a Identity, grace: Duration) -> Pending<'a, Result<(), BackendError>> {
         Box::pin(async move {
             for container in self.ours(Some(identity)).await?.iter().filter(|c| c.is_alive()) {
-                self.halt(container, grace).await?;
+                self.halt(identity, container, grace).await?;
+                // The engine may have started it again just before it heard of the stop.
+                if let Some(after) = self.inspect(&container.id).await? {
+                    self.mark_stopped(identity, &after).await?;
+                }
             }
             Ok(())
         })
@@ -158,9 +160,10 @@ impl Backend for Containers {
                 self.delete(&container.id).await?;
             }
             for container in containers.iter().filter(|c| c.is_alive()) {
-                self.halt(container, grace).await?;
+                self.halt(identity, container, grace).await?;
                 self.delete(&container.id).await?;
             }
+            self.tallies.remove(identity);
             Ok(())
         })
     }
@@ -174,7 +177,7 @@ impl Backend for Containers {
         Box::pin(async move {
             let containers = self.ours(Some(&launch.identity)).await?;
             match found::live(&containers).filter(|c| c.state.status == "running") {
-                Some(container) => self.check_in(&container.id, command, timeout).await,
+                Some(container) => self.check_in(container, command, timeout).await,
                 None => Ok(Checked::Failed("the container does not run".to_owned())),
             }
         })
@@ -204,11 +207,11 @@ impl Backend for Containers {
 impl Containers {
     /// Nobody is asked yet.
     #[must_use]
-    pub fn new(options: Options) -> Self {
+    pub fn new(folders: &Folders, options: Options) -> Self {
         Self {
             engine: Engine::new(options.socket.clone()),
             options,
-            last_exits: RefCell::default(),
+            tallies: Tallies::new(folders.state.join("containers")),
             events: Mutex::default(),
         }
     }
@@ -233,27 +236,22 @@ impl Containers {
     }
 
     async fn found(&self, identity: &Identity, containers: &[Container]) -> Result<Option<Found>, EngineError> {
-        let last_exit = match found::live(containers) {
-            Some(live) if live.restart_count > 0 => self.last_exit(live).await?,
-            _ => None,
+        let tally = match found::live(containers) {
+            Some(live) => self.count(identity, live).await?,
+            None => self.tallies.get(identity),
         };
-        Ok(found::found(identity, containers, last_exit))
+        Ok(found::found(identity, containers, &tally))
     }
 
-    /// How the run before this one ended. The engine has it among its last events only, and forgets them when it ends.
-    async fn last_exit(&self, container: &Container) -> Result<Option<Exit>, EngineError> {
-        let (id, count) = (&container.id, container.restart_count);
-        if let Some((_, exit)) = self.last_exits.borrow().get(id).filter(|(known, _)| *known == count) {
-            return Ok(exit.clone());
+    /// Takes up how often the container that runs, or ran last, has ended.
+    async fn count(&self, identity: &Identity, live: &Container) -> Result<Tally, EngineError> {
+        let mut tally = self.tallies.get(identity);
+        if tally.take(live) {
+            // The engine has it among its last events only, and forgets them when it ends.
+            tally.last_exit = super::events::last_exit(&self.engine, &live.id).await?;
         }
-        let exit = super::events::last_exit(&self.engine, id).await?;
-        self.last_exits.borrow_mut().insert(id.clone(), (count, exit.clone()));
-        Ok(exit)
-    }
-
-    fn forget_exits<'a>(&self, present: impl Iterator<Item = &'a Container>) {
-        let present: Vec<&str> = present.map(|c| c.id.as_str()).collect();
-        self.last_exits.borrow_mut().retain(|id, _| present.contains(&id.as_str()));
+        self.tallies.set(identity, &tally);
+        Ok(tally)
     }
 }
 
@@ -269,6 +267,12 @@ impl Containers {
     ) -> Result<String, BackendError> {
         if launch.artifact.root.is_some() {
             return Err(BackendError::Refused(super::fetch::ONLY_IMAGES.to_owned()));
+        }
+        // The name of the one that runs must be ours, too.
+        if self.inspect(launch.identity.as_str()).await?.is_some_and(|named| named.identity().is_none()) {
+            let why =
+                format!("a container named {} is there that is not the agent's: remove or rename it", launch.identity);
+            return Err(BackendError::Refused(why));
         }
         // What was made and never started is of no use when it is for something else.
         let (useless, useful): (Vec<_>, Vec<_>) =
@@ -385,32 +389,40 @@ impl Containers {
     }
 
     /// Stops a container that may run. Its name says so first: an end that comes after that was asked for.
-    async fn halt(&self, container: &Container, grace: Duration) -> Result<(), BackendError> {
+    async fn halt(&self, identity: &Identity, container: &Container, grace: Duration) -> Result<(), BackendError> {
         let id = &container.id;
         if container.state.status == "paused" {
             self.act(Method::POST, &format!("/containers/{id}/unpause")).await?;
         }
-        self.mark_stopped(container).await?;
+        self.mark_stopped(identity, container).await?;
         // The engine counts whole seconds.
         let seconds = grace.as_secs() + u64::from(grace.subsec_nanos() > 0);
         let path = format!("/containers/{id}/stop?t={seconds}");
         let question = Question::new(Method::POST, &path).within(grace + ACTION_TIMEOUT);
         EngineError::or_none(self.engine.ask::<Value>(question).await)?;
-        // The engine may have started it again just before it heard of the stop.
-        if let Some(after) = self.inspect(id).await? {
-            self.mark_stopped(&after).await?;
-        }
         Ok(())
     }
 
-    async fn mark_stopped(&self, container: &Container) -> Result<(), EngineError> {
+    async fn mark_stopped(&self, identity: &Identity, container: &Container) -> Result<(), EngineError> {
         let Some(started) = container.started_nanos() else { return Ok(()) };
-        let name = container.plain_name();
-        if config::is_stopped(name, started) {
+        if config::is_stopped(container.plain_name(), started) {
             return Ok(());
         }
-        let new = config::stopped_name(name, started);
+        let new = config::stopped_name(identity, started);
         self.act(Method::POST, &format!("/containers/{}/rename?name={new}", container.id)).await
+    }
+
+    /// After a start: the ends of the old one are counted, it is removed, and the new one gets the name.
+    async fn tidy(&self, identity: &Identity, old: &[Container], fresh: &str) -> Result<(), EngineError> {
+        if let Some(last) = found::live(old).filter(|last| last.id != fresh)
+            && let Some(last) = self.inspect(&last.id).await?
+        {
+            self.count(identity, &last).await?;
+        }
+        for container in old.iter().filter(|c| c.id != fresh) {
+            self.delete(&container.id).await?;
+        }
+        self.act(Method::POST, &format!("/containers/{fresh}/rename?name={identity}")).await
     }
 
     async fn delete(&self, id: &str) -> Result<(), EngineError> {
@@ -436,15 +448,17 @@ impl Containers {
         }
     }
 
-    /// Removes what a start that was cut off has left: older containers beside one that runs.
+    /// Does what a start that was cut off has left: older containers beside one that runs, and its name.
     async fn collect_superseded(&self) -> Result<(), EngineError> {
         let all = self.ours(None).await?;
         for running in all.iter().filter(|c| c.is_alive()) {
+            let Some(identity) = running.identity() else { continue };
             let older = |c: &&Container| {
-                c.identity() == running.identity() && c.sequence() < running.sequence() && !c.is_alive()
+                c.identity().as_ref() == Some(&identity) && c.sequence() < running.sequence() && !c.is_alive()
             };
-            for container in all.iter().filter(older) {
-                self.delete(&container.id).await?;
+            let older: Vec<Container> = all.iter().filter(older).cloned().collect();
+            if !older.is_empty() || running.plain_name() != identity.as_str() {
+                self.tidy(&identity, &older, &running.id).await?;
             }
         }
         Ok(())

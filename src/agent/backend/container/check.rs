@@ -2,6 +2,7 @@
 
 use super::backend::Containers;
 use super::engine::{EngineError, Question};
+use super::found::Container;
 use super::frames::Tail;
 use super::refusals;
 use crate::agent::backend::{BackendError, Checked};
@@ -9,14 +10,17 @@ use http::Method;
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use serde::Deserialize;
 use serde_json::json;
+use std::fs;
 use std::time::Duration;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 use tracing::debug;
 
 /// Bytes of the end of the output that are shown.
 const OUTPUT_BYTES: usize = 1024;
-/// Between two looks at a check that is over but not accounted for.
-const LOOK_AGAIN: Duration = Duration::from_millis(20);
+/// Before the first look at whether a check is over although its output is not; doubles each time.
+const FIRST_LOOK: Duration = Duration::from_millis(50);
+/// Longest time between two looks.
+const LONGEST_LOOK: Duration = Duration::from_secs(1);
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -37,13 +41,13 @@ impl Containers {
     /// Runs a command in a container that runs: as its user, with its environment and its working directory.
     pub(super) async fn check_in(
         &self,
-        container: &str,
+        container: &Container,
         command: &[String],
         limit: Duration,
     ) -> Result<Checked, BackendError> {
         let deadline = Instant::now() + limit;
         let body = json!({"AttachStdout": true, "AttachStderr": true, "Cmd": command});
-        let path = format!("/containers/{container}/exec");
+        let path = format!("/containers/{}/exec", container.id);
         let made = self.engine.ask::<Made>(Question::new(Method::POST, &path).with(&body)).await;
         let id = match made {
             Ok(Made { id }) => id,
@@ -54,7 +58,7 @@ impl Containers {
             Err(error) => return Err(error.into()),
         };
         let mut tail = Tail::new(OUTPUT_BYTES);
-        let ended = match timeout_at(deadline, self.run(&id, &mut tail)).await {
+        let code = match timeout_at(deadline, self.run(&id, &mut tail)).await {
             Ok(Ok(code)) => Some(code),
             Ok(Err(EngineError::Refused { status, message })) if status < 500 => {
                 return Ok(Checked::Failed(cannot_run(command, &message)));
@@ -62,51 +66,78 @@ impl Containers {
             Ok(Err(error)) => return Err(error.into()),
             Err(_) => None,
         };
-        if ended.is_none() {
-            self.kill(container, &id).await?;
-        }
-        Ok(verdict(command, ended, limit, &tail.text()))
+        let execution = self.execution(&id).await?;
+        kill(container, &execution);
+        Ok(verdict(command, code, limit, &tail.text()))
     }
 
-    /// Reads what the command writes until it is over; its exit code.
+    /// Reads what the command writes until it is over; its exit code. It may close its output before that, and leave
+    /// somebody with the output after that.
     async fn run(&self, id: &str, tail: &mut Tail) -> Result<i64, EngineError> {
         let body = json!({"Detach": false, "Tty": false});
         let path = format!("/exec/{id}/start");
         let mut output = self.engine.open(Question::new(Method::POST, &path).with(&body)).await?;
-        while let Some(bytes) = output.bytes().await? {
-            tail.push(&bytes);
-        }
+        let (mut pause, mut closed) = (FIRST_LOOK, false);
         loop {
-            let execution = self.execution(id).await?;
-            match execution.exit_code {
-                Some(code) if !execution.running => return Ok(code),
-                _ => sleep(LOOK_AGAIN).await,
+            let next = Instant::now() + pause;
+            while !closed {
+                match timeout_at(next, output.bytes()).await {
+                    Ok(Ok(Some(bytes))) => tail.push(&bytes),
+                    Ok(Ok(None) | Err(_)) => closed = true,
+                    Err(_) => break,
+                }
             }
+            let execution = self.execution(id).await?;
+            if let Some(code) = execution.exit_code.filter(|_| !execution.running) {
+                // What it has written is on the way.
+                while !closed && let Ok(Ok(Some(bytes))) = timeout(FIRST_LOOK, output.bytes()).await {
+                    tail.push(&bytes);
+                }
+                return Ok(code);
+            }
+            if closed {
+                tokio::time::sleep_until(next).await;
+            }
+            pause = LONGEST_LOOK.min(pause * 2);
         }
     }
 
     async fn execution(&self, id: &str) -> Result<Execution, EngineError> {
         self.engine.ask(Question::new(Method::GET, &format!("/exec/{id}/json"))).await
     }
+}
 
-    /// Kills a command and its process group. No engine does it: they only tell the process id, as the device sees it.
-    async fn kill(&self, container: &str, id: &str) -> Result<(), BackendError> {
-        let execution = self.execution(id).await?;
-        let pid = Some(execution.pid).filter(|pid| *pid > 1).and_then(Pid::from_raw);
-        let Some(pid) = pid.filter(|_| execution.running) else { return Ok(()) };
-        // An agent that is itself in a container, or a number that was given to somebody else meanwhile.
-        let cgroup = std::fs::read_to_string(format!("/proc/{}/cgroup", execution.pid)).unwrap_or_default();
-        if !cgroup.contains(container) {
-            debug!(pid = execution.pid, "a health check that takes too long is not seen from here and goes on");
-            return Ok(());
-        }
-        // Each command is the leader of a session of its own.
-        let killed = kill_process_group(pid, Signal::KILL).or_else(|_| kill_process(pid, Signal::KILL));
-        if let Err(error) = killed {
-            debug!(pid = execution.pid, %error, "a health check that took too long was over before it was killed");
-        }
-        Ok(())
+/// Kills a command that still runs, or what one has left, with its process group. No engine does it: they only tell the
+/// process id, as the device sees it.
+fn kill(container: &Container, execution: &Execution) {
+    let Some(group) = Some(execution.pid).filter(|pid| *pid > 1).and_then(Pid::from_raw) else { return };
+    // Each command leads a session of its own; what it leaves becomes a child of the container's first process.
+    let member = if execution.running {
+        Some(execution.pid)
+    } else {
+        children(container.state.pid).into_iter().find(|pid| group_of(*pid) == Some(execution.pid))
+    };
+    let Some(member) = member else { return };
+    // The number may have been given to somebody else meanwhile, or the agent itself be in a container.
+    let cgroup = fs::read_to_string(format!("/proc/{member}/cgroup")).unwrap_or_default();
+    if !cgroup.contains(&container.id) {
+        debug!(pid = member, "a health check that takes too long is not seen from here and goes on");
+        return;
     }
+    if let Err(error) = kill_process_group(group, Signal::KILL).or_else(|_| kill_process(group, Signal::KILL)) {
+        debug!(pid = member, %error, "a health check was over before it was killed");
+    }
+}
+
+fn children(pid: i64) -> Vec<i32> {
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    children.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
+}
+
+fn group_of(pid: i32) -> Option<i32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // After the name, which may hold anything: state, parent, group.
+    stat.rsplit_once(')')?.1.split_whitespace().nth(2)?.parse().ok()
 }
 
 fn verdict(command: &[String], code: Option<i64>, limit: Duration, output: &str) -> Checked {

@@ -1,6 +1,7 @@
 //! Pure: what a container of ours is called, how it is marked and how it is configured.
 
 use crate::agent::backend::{BackendError, Launch};
+use crate::agent::process::identity::Identity;
 use crate::agent::process::spec::RestartPolicy;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
@@ -22,8 +23,8 @@ pub const FETCHED_REPOSITORY: &str = "praetor.local/artifact";
 /// The same for images that were there before us: our tag goes one day, the image stays.
 pub const FOUND_REPOSITORY: &str = "praetor.local/found";
 
-/// Between the name of a container and the start of the run that was stopped, nanoseconds since 1970.
-const STOPPED: &str = ".stopped-";
+/// Between the identity and the start of the run that was stopped, nanoseconds since 1970.
+const STOPPED: &str = "_stopped_";
 /// Processes and threads in a container: enough for any, an end to a fork bomb.
 const PIDS_LIMIT: i64 = 4096;
 /// The log that the engine keeps of a container's output: so many files, each so long.
@@ -41,21 +42,20 @@ pub struct Site<'a> {
     pub init: bool,
 }
 
-/// The name of the container with a number, `<identity>.<8 hexadecimal digits>`: another one for every uid, spec, image
-/// and number.
+/// The name of the container with a number until it runs, `<identity>_<8 hexadecimal digits>`: another one for every uid,
+/// spec, image and number. The one that runs is called by the identity alone, in which there is no underscore.
 #[must_use]
 pub fn name(launch: &Launch, sequence: u64) -> String {
     let marks = format!("{}\n{}\n{}\n{sequence}", launch.uid, launch.spec_hash, launch.artifact.digest);
     let hash = hex::encode(Sha256::digest(marks));
-    format!("{}.{}", launch.identity, &hash[..NAME_DIGITS])
+    format!("{}_{}", launch.identity, &hash[..NAME_DIGITS])
 }
 
 /// The name that a container is given before it is stopped. It says which run was stopped: once it has been started
 /// again, whoever did it, the name means nothing any more.
 #[must_use]
-pub fn stopped_name(name: &str, started_nanos: i64) -> String {
-    let plain = name.split_once(STOPPED).map_or(name, |(plain, _)| plain);
-    format!("{plain}{STOPPED}{started_nanos}")
+pub fn stopped_name(identity: &Identity, started_nanos: i64) -> String {
+    format!("{identity}{STOPPED}{started_nanos}")
 }
 
 /// Whether a container's name says that the run that began then was stopped.
@@ -163,7 +163,6 @@ pub mod tests {
     //! Also what other tests begin with.
     use super::*;
     use crate::agent::artifact::Fetched;
-    use crate::agent::process::identity::Identity;
 
     /// Something to run.
     pub fn launch() -> Launch {
@@ -236,7 +235,7 @@ pub mod tests {
     #[test]
     fn every_container_has_a_name_of_its_own() {
         let first = name(&launch(), 1);
-        assert!(first.starts_with("praetor-infra.agent-tor1-01.") && first.len() == 27 + 1 + 8, "{first}");
+        assert!(first.starts_with("praetor-infra.agent-tor1-01_") && first.len() == 27 + 1 + 8, "{first}");
         let other = |launch: &Launch, sequence| assert_ne!(name(launch, sequence), first);
         other(&launch(), 2);
         other(&Launch { uid: "u-2".into(), ..launch() }, 1);
@@ -246,10 +245,10 @@ pub mod tests {
 
     #[test]
     fn a_stopped_run_is_known_by_its_start() {
-        let stopped = stopped_name("praetor-a.b.12345678", 17);
-        assert_eq!(stopped, "praetor-a.b.12345678.stopped-17");
-        assert!(is_stopped(&stopped, 17) && !is_stopped(&stopped, 18) && !is_stopped("praetor-a.b.12345678", 17));
-        assert_eq!(stopped_name(&stopped, 18), "praetor-a.b.12345678.stopped-18");
+        let identity = Identity::new("a", "b");
+        let stopped = stopped_name(&identity, 17);
+        assert_eq!(stopped, "praetor-a.b_stopped_17");
+        assert!(is_stopped(&stopped, 17) && !is_stopped(&stopped, 18) && !is_stopped(identity.as_str(), 17));
     }
 
     #[test]

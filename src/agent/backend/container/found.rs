@@ -1,6 +1,7 @@
 //! Pure: what the engine says about our containers, and what that means.
 
 use super::config::{ARTIFACT, IDENTITY, SEQUENCE, SPEC_HASH, UID, is_stopped};
+use super::tally::Tally;
 use crate::agent::backend::{Activity, Exit, Found, Launch};
 use crate::agent::process::identity::Identity;
 use crate::wire::time::{self, UnixTime};
@@ -145,6 +146,12 @@ impl Container {
         matches!(self.state.status.as_str(), "running" | "restarting" | "paused" | "stopping")
     }
 
+    /// Whether it is not ours at all, of whatever identity.
+    #[must_use]
+    pub fn is_foreign(&self) -> bool {
+        self.identity().is_none()
+    }
+
     /// Nothing can be done with it any more but to remove it.
     fn is_going(&self) -> bool {
         matches!(self.state.status.as_str(), "removing" | "dead")
@@ -154,7 +161,9 @@ impl Container {
         exit(self.state.exit_code, self.state.oom_killed)
     }
 
-    fn activity(&self) -> Activity {
+    /// What it does.
+    #[must_use]
+    pub fn activity(&self) -> Activity {
         let Some(started) = self.started_nanos() else { return Activity::Stopped };
         let restarting = self.state.status == "restarting";
         if self.is_alive() && !restarting {
@@ -183,27 +192,20 @@ pub fn installed(containers: &[Container]) -> Option<&Container> {
     containers.iter().filter(|c| !c.is_going()).max_by_key(|c| c.sequence())
 }
 
-/// What the containers of one identity come to. `last_exit` is what is known about the end before the present run.
+/// What the containers of one identity come to, with the ends that were counted.
 #[must_use]
-pub fn found(identity: &Identity, containers: &[Container], last_exit: Option<Exit>) -> Option<Found> {
+pub fn found(identity: &Identity, containers: &[Container], tally: &Tally) -> Option<Found> {
     let installed = installed(containers)?;
     let live = live(containers);
-    let activity = live.map_or(Activity::Stopped, Container::activity);
-    let (ended, last_exit) = match &activity {
-        Activity::Ended(exit) => (1, Some(exit.clone())),
-        Activity::Restarting(exit) => (0, Some(exit.clone())),
-        Activity::Running { .. } | Activity::Stopped => (0, last_exit),
-    };
     Some(Found {
         identity: identity.clone(),
         uid: installed.label(UID).to_owned(),
         installed: installed.label(SPEC_HASH).to_owned(),
         running: live.map(|c| c.label(SPEC_HASH).to_owned()),
-        activity,
-        // The engine counts an end when it decides to start the container again.
-        exits: live.map_or(0, |c| c.restart_count + ended),
-        epoch: live.map_or_else(String::new, |c| c.id.clone()),
-        last_exit,
+        activity: live.map_or(Activity::Stopped, Container::activity),
+        exits: tally.exits(),
+        epoch: tally.epoch.clone(),
+        last_exit: tally.last_exit.clone(),
     })
 }
 
@@ -246,4 +248,4 @@ fn signal(number: i32) -> Option<&'static str> {
 
 #[cfg(test)]
 #[path = "found_tests.rs"]
-mod tests;
+pub mod tests;

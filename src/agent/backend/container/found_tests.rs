@@ -10,7 +10,7 @@ const STARTED: &str = "2026-11-21T20:17:03.788680526Z";
 const NEVER: &str = "0001-01-01T00:00:00Z";
 
 /// As the engine answers, shortened.
-fn container(sequence: u64, hash: &str, status: &str, more: &serde_json::Value) -> Container {
+pub fn container(sequence: u64, hash: &str, status: &str, more: &serde_json::Value) -> Container {
     let started = if status == "created" { NEVER } else { STARTED };
     let mut answer = json!({
         "Id": format!("id-{sequence}"), "Name": format!("/praetor-a.b.{sequence}"), "Image": "sha256:i", "RestartCount": 0,
@@ -23,12 +23,16 @@ fn container(sequence: u64, hash: &str, status: &str, more: &serde_json::Value) 
     serde_json::from_value(answer).unwrap()
 }
 
+fn identity() -> Identity {
+    Identity::new("a", "b")
+}
+
 fn plain(sequence: u64, hash: &str, status: &str) -> Container {
     container(sequence, hash, status, &json!({}))
 }
 
 fn found_of(containers: &[Container]) -> Found {
-    found(&Identity::parse("praetor-a.b").unwrap(), containers, None).unwrap()
+    found(&identity(), containers, &Tally::new("e".into())).unwrap()
 }
 
 fn error(code: i32) -> Exit {
@@ -41,8 +45,8 @@ fn what_a_container_does() {
     assert_eq!(started, 1_795_292_223_788_680_526);
     let running = Activity::Running { pid: 42, started: 1_795_292_223 };
     let failed = json!({"State": {"ExitCode": 3, "Pid": 0}});
-    let stopped = json!({"State": {"ExitCode": 143}, "Name": format!("/{}", stopped_name("praetor-a.b.1", started))});
-    let stale = json!({"State": {"ExitCode": 3}, "Name": format!("/{}", stopped_name("praetor-a.b.1", started - 1))});
+    let stopped = json!({"State": {"ExitCode": 143}, "Name": format!("/{}", stopped_name(&identity(), started))});
+    let stale = json!({"State": {"ExitCode": 3}, "Name": format!("/{}", stopped_name(&identity(), started - 1))});
     for (status, more, expected) in [
         ("created", json!({}), Activity::Stopped),
         ("running", json!({}), running.clone()),
@@ -64,9 +68,8 @@ fn the_new_one_waits_beside_the_old_one() {
     let found = found_of(&[plain(2, "new", "created"), plain(1, "old", "running")]);
     assert_eq!((found.installed.as_str(), found.running.as_deref()), ("new", Some("old")));
     assert!(matches!(found.activity, Activity::Running { .. }));
-    assert_eq!(found.epoch, "id-1");
     // Between the stop of one and the start of the other.
-    let name = stopped_name("praetor-a.b.1", plain(1, "", "exited").started_nanos().unwrap());
+    let name = stopped_name(&identity(), plain(1, "", "exited").started_nanos().unwrap());
     let halted = container(1, "old", "exited", &json!({"Name": name}));
     let found = found_of(&[plain(2, "new", "created"), halted.clone()]);
     assert_eq!((found.installed.as_str(), found.running.as_deref()), ("new", Some("old")));
@@ -83,21 +86,7 @@ fn the_new_one_waits_beside_the_old_one() {
 fn nothing_started_is_nothing_that_runs() {
     let found = found_of(&[plain(1, "h", "created")]);
     assert_eq!((found.running, found.activity, found.exits), (None, Activity::Stopped, 0));
-    assert_eq!(super::found(&Identity::new("a", "b"), &[], None), None);
-}
-
-#[test]
-fn ends_are_counted_as_the_engine_does_and_the_last_one_too() {
-    let count = |status, count: u64| {
-        let found = found_of(&[container(1, "h", status, &json!({"RestartCount": count, "State": {"ExitCode": 3}}))]);
-        (found.exits, found.last_exit)
-    };
-    assert_eq!(count("running", 0), (0, None));
-    assert_eq!(count("restarting", 1), (1, Some(error(3))));
-    assert_eq!(count("running", 1), (1, None));
-    assert_eq!(count("exited", 1), (2, Some(error(3))));
-    let known = found(&Identity::new("a", "b"), &[plain(1, "h", "running")], Some(error(7))).unwrap();
-    assert_eq!(known.last_exit, Some(error(7)));
+    assert_eq!(super::found(&Identity::new("a", "b"), &[], &Tally::new("e".into())), None);
 }
 
 #[test]
@@ -142,8 +131,9 @@ proptest! {
     fn the_living_one_is_reported(mut containers in prop::collection::vec(any_container(), 0..5)) {
         containers.sort_by_key(Container::sequence);
         containers.dedup_by_key(|c| c.sequence());
-        let identity = Identity::parse("praetor-a.b").unwrap();
-        let result = found(&identity, &containers, None);
+        let identity = identity();
+        let tally = Tally::new("e".into());
+        let result = found(&identity, &containers, &tally);
         let mut reversed = containers.clone();
         reversed.reverse();
         prop_assert_eq!(&found(&identity, &reversed, None), &result);

@@ -5,6 +5,7 @@
 //! - [`engine`]: the client of the API
 //! - [`config`]: names, marks and settings of containers
 //! - [`found`]: what the engine says about them
+//! - [`tally`], [`tallies`]: counts of ends, over all containers of a process
 //! - [`image`]: references, credentials, causes of failed pulls
 //! - [`refusals`]: why a container cannot be made or started
 //! - [`frames`]: streams
@@ -19,5 +20,7 @@ pub mod found;
 pub mod frames;
 pub mod image;
 pub mod refusals;
+pub mod tallies;
+pub mod tally;
 
 pub use backend::{Containers, Options};
