@@ -238,6 +238,7 @@ impl Containers {
     async fn found(&self, identity: &Identity, containers: &[Container]) -> Result<Option<Found>, EngineError> {
         let tally = match found::live(containers) {
             Some(live) => self.count(identity, live).await?,
+            None if containers.is_empty() => return Ok(None),
             None => self.tallies.get(identity),
         };
         Ok(found::found(identity, containers, &tally))

@@ -34,7 +34,9 @@ impl Tallies {
             return tally.clone();
         }
         let read = fs::read(self.file(identity)).ok().and_then(|text| serde_json::from_slice(&text).ok());
-        read.unwrap_or_else(|| Tally::new(format!("{:016x}", rand::random::<u64>())))
+        let tally: Tally = read.unwrap_or_else(|| Tally::new(format!("{:016x}", rand::random::<u64>())));
+        self.known.borrow_mut().insert(identity.clone(), tally.clone());
+        tally
     }
 
     /// Keeps it. Where nothing can be written it is known until the agent ends.
