@@ -470,11 +470,15 @@ async fn columns_short_names_and_field_selectors() {
             Kind::Switch,
             &namespace,
             "tor1-01",
-            &json!({"agentVersion": "0.1.0", "conditions": [condition("AgentConnected", "True", "")]}),
+            &json!({"agentVersion": "0.1.0", "conditions": [condition("AgentConnected", "True", "")],
+                "capabilities": {"backends": ["container", "systemd"], "artifactTypes": ["file", "oci"]}}),
         )
         .await;
     let row = get(&["nsw", "--no-headers"]).await;
     assert_eq!(row.split_whitespace().take(3).collect::<Vec<_>>(), ["tor1-01", "True", "0.1.0"]);
+    let wide = get(&["nsw", "-o", "wide"]).await;
+    assert_eq!(header(&wide), ["NAME", "CONNECTED", "AGENT", "AGE", "BACKENDS"]);
+    assert!(wide.contains(r#"["container","systemd"]"#), "{wide}");
 
     assert_eq!(
         get(&["dp", "--field-selector", "spec.deviceRef.name=tor1-02", "-o", "name"]).await.trim(),

@@ -5,6 +5,8 @@
 #[path = "status/events.rs"]
 mod events;
 mod harness;
+#[path = "status/loops.rs"]
+mod loops;
 #[path = "status/refused.rs"]
 mod refused;
 
@@ -255,9 +257,10 @@ async fn phases_and_conditions() {
             &["ProcessStarted", "Unhealthy"],
         ),
         ("Always", ended(0), "Pending", &["ProcessStarted=False/Exited"], &[]),
-        ("Always", ended(1), "Pending", &["ProcessStarted=False/Exited"], &[]),
+        // What is started again has failed all the same.
+        ("Always", ended(1), "Pending", &["ProcessStarted=False/Exited"], &["ProcessFailed"]),
         ("OnFailure", ended(0), "Succeeded", &["ProcessStarted=False/Exited"], &[]),
-        ("OnFailure", ended(1), "Pending", &["ProcessStarted=False/Exited"], &[]),
+        ("OnFailure", ended(1), "Pending", &["ProcessStarted=False/Exited"], &["ProcessFailed"]),
         ("Never", ended(0), "Succeeded", &["ProcessStarted=False/Exited"], &[]),
         ("Never", ended(137), "Failed", &["ProcessStarted=False/Exited"], &["ProcessFailed"]),
         ("Never", ended(-9), "Failed", &["ProcessStarted=False/Exited"], &["ProcessFailed"]),
@@ -318,6 +321,20 @@ async fn phases_and_conditions() {
             "Pending",
             &["ArtifactDownloaded=False/DNS", "ArtifactVerified=False/Waiting"],
             &[],
+        ),
+        (
+            "Always",
+            json!({ "processStarted": false, "warningReason": "BackendUnavailable", "warningMessage": "no init scripts here" }),
+            "Pending",
+            &["ProcessStarted=False/NotStarted", "SpecWarning=True/BackendUnavailable"],
+            &["SpecWarning"],
+        ),
+        (
+            "Always",
+            json!({ "warningReason": "no reason at all", "warningMessage": "clock is off" }),
+            "Pending",
+            &["SpecWarning=True/AgentWarning"],
+            &["SpecWarning"],
         ),
     ];
     let mut observations = Vec::new();

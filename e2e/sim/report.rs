@@ -123,7 +123,8 @@ impl Observation {
             pid: None,
             start_time: None,
             restart_count: Some(i64::from(content / 2 + spin)),
-            exit_code: (!started).then_some(1),
+            // A crash is an event of its own; an end that is none is not.
+            exit_code: (!started).then_some(i64::from(spin % 2)),
             last_termination_reason: Some(format!("spin {spin}")),
             error: (content % 7 == 6).then(|| "it fails".into()),
             warning: None,

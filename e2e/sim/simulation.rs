@@ -334,6 +334,7 @@ impl Simulation {
                 let machine = &mut self.machines[replica];
                 if let Some(process) = machine.process.as_mut().filter(|process| !machine.stopped && !process.closing) {
                     machine.down = down;
+                    self.world.checker.ends(process.at);
                     process.stop(&mut self.world);
                 }
             }

@@ -158,8 +158,11 @@ async fn foreign_writers_are_no_trouble() {
     let recorder = Recorder::start(stage.plane).await;
     let (proxy, manager, device, hash) = behind_a_proxy(&stage, &recorder).await;
     device.report(&report_running(1, "boot", namespace, "p", &hash)).await.expect(200);
+    // With another artifact each time: what a process does over and over would be written only once a minute.
     let ill = |sequence: u64, healthy: bool| {
-        observed(sequence, "boot", namespace, "p", &hash, &json!({ "processStarted": true, "healthy": healthy }))
+        let digest = format!("sha256:{sequence:064x}");
+        let says = json!({ "processStarted": true, "healthy": healthy, "artifactDigest": digest });
+        observed(sequence, "boot", namespace, "p", &hash, &says)
     };
 
     // Somebody writes while the manager looks away: its patch is refused, derived again, and right.

@@ -34,14 +34,14 @@ use serde_json::Value;
         json_path = ".status.agentVersion",
         description = "Version of the agent on the switch"
     ),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     printcolumn(
         name = "Backends",
         type_ = "string",
         json_path = ".status.capabilities.backends",
         priority = 1,
         description = "What the switch can run processes with"
-    ),
-    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+    )
 )]
 pub struct NetworkSwitchSpec {
     /// The owner's fields.
