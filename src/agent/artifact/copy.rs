@@ -23,7 +23,7 @@ pub async fn fetch(work: &Work, url: &str, checksum: Option<&str>, most: u64) ->
         let message = format!("{url:?} is no absolute path, which the url of an artifact of type file has to be");
         return Err(FetchError::download(fault::BAD_REFERENCE, message));
     }
-    let to = work.folder().join("file.part");
+    let to = work.folder().join("file.copy");
     let (room, checksum) = (work.clone(), checksum.map(str::to_owned));
     let _turn = work.turn().await;
     work.blocking(move |cancelled| {

@@ -3,7 +3,7 @@
 
 use super::FetchError;
 use super::fault;
-use super::flight::Work;
+use super::flight::{PART, Work};
 use super::http::{Http, Reply};
 use super::resume::{Answer, Question, Validators, Verdict};
 use ::http::{HeaderMap, HeaderValue, StatusCode, header};
@@ -58,7 +58,7 @@ pub async fn download(
     wanted: &Wanted<'_>,
     mut ask: impl AsyncFnMut(&mut Http, HeaderMap) -> Result<Reply, FetchError>,
 ) -> Result<Blob, FetchError> {
-    let path = work.folder().join(format!("{}.part", wanted.name));
+    let path = work.folder().join(format!("{}.{PART}", wanted.name));
     let notes = work.folder().join(format!("{}.json", wanted.name));
     let opened = path.clone();
     let _turn = work.turn().await;

@@ -13,6 +13,10 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 
+/// The folder of what is being unpacked.
+pub const UNPACKED: &str = "root";
+/// What names of files end in that are downloaded in part.
+pub const PART: &str = "part";
 /// How long to wait before another process is asked again whether it is done.
 const LOCK_RETRY: Duration = Duration::from_millis(200);
 /// Bytes that are left free for others, unless the disk is so small that a fiftieth of it is less.
@@ -135,12 +139,26 @@ impl Work {
         room_for(&self.folder, bytes)
     }
 
-    /// Removes the folder and all that is in it.
-    pub fn end(self) {
-        if let Err(error) = fs::remove_dir_all(&self.folder) {
-            tracing::debug!(folder = %self.folder.display(), %error, "cannot remove the folder of a download");
+    /// Removes the folder and all that is in it; unless it is `over`, parts that can be gone on with stay. It blocks.
+    pub fn end(self, over: bool) {
+        let removed = if !over && holds_parts(&self.folder) {
+            fs::remove_dir_all(self.folder.join(UNPACKED))
+        } else {
+            fs::remove_dir_all(&self.folder)
+        };
+        match removed {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::debug!(folder = %self.folder.display(), %error, "cannot clean up after a download");
+            }
+            _ => {}
         }
     }
+}
+
+fn holds_parts(folder: &Path) -> bool {
+    let part = |path: &Path| path.extension().is_some_and(|end| end == PART);
+    let mut entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.any(|entry| part(&entry.path()) && entry.metadata().is_ok_and(|data| data.len() > 0))
 }
 
 /// Whether so many bytes fit on the disk of this folder, and a little is left.

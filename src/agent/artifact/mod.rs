@@ -23,6 +23,8 @@ pub mod fault;
 pub mod flight;
 pub mod http;
 pub mod manifest;
+#[cfg(test)]
+mod misbehaving;
 pub mod paths;
 pub mod policy;
 pub mod reference;

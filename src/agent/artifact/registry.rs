@@ -395,3 +395,6 @@ impl From<ManifestError> for FetchError {
         Self::download(reason, error.to_string())
     }
 }
+
+#[cfg(test)]
+mod tests;

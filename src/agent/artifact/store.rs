@@ -5,7 +5,7 @@ use super::address::Address;
 use super::budget::Budget;
 use super::download::Blob;
 use super::fault;
-use super::flight::{Flights, Turn, Work, try_lock};
+use super::flight::{Flights, Turn, UNPACKED, Work, try_lock};
 use super::policy::Policy;
 use super::reference::is_digest;
 use super::tree::Tree;
@@ -26,8 +26,6 @@ use tokio::sync::Mutex as AsyncMutex;
 const INCOMING: &str = "incoming";
 /// What begins the name of something that is about to be removed.
 const TRASH: &str = "trash-";
-/// The folder of what is being unpacked.
-pub(super) const UNPACKED: &str = "root";
 /// Mode of a file that is an artifact by itself.
 pub(super) const PROGRAM_MODE: u32 = 0o755;
 /// Parts of downloads that nobody has gone on with for so long are removed.
@@ -115,7 +113,7 @@ impl Store {
         let work = Work::begin(&inner.incoming(), key, Arc::clone(&inner.heavy)).await?;
         // Another process of this device may have been faster.
         if let Some(fetched) = self.here(wanted).await? {
-            work.end();
+            work.end(true);
             return Ok(fetched);
         }
         let mut outcome = self.bring(&work, artifact, wanted).await;
@@ -124,9 +122,8 @@ impl Store {
             // Parts of other downloads have made way.
             outcome = self.bring(&work, artifact, wanted).await;
         }
-        if outcome.as_ref().map_or_else(FetchError::spoils_the_rest, |_| true) {
-            let _ = tokio::task::spawn_blocking(move || work.end()).await;
-        }
+        let over = outcome.as_ref().map_or_else(FetchError::spoils_the_rest, |_| true);
+        let _ = tokio::task::spawn_blocking(move || work.end(over)).await;
         outcome
     }
 
@@ -402,3 +399,6 @@ fn remove_counted(path: &Path) -> io::Result<u64> {
     fs::remove_dir(path)?;
     Ok(sum)
 }
+
+#[cfg(test)]
+mod tests;

@@ -272,3 +272,6 @@ impl From<BudgetFault> for FetchError {
         Self::verify(fault::TOO_LARGE, error.to_string())
     }
 }
+
+#[cfg(test)]
+mod tests;
