@@ -480,6 +480,7 @@ fn a_renewed_token_is_in_use_before_the_old_one_is_refused() {
     // As a rotation does it: the new content appears at once.
     let renew = |token: &str| {
         fs::write(folder.path().join("new"), format!("{token}\n")).unwrap();
+        fs::set_permissions(folder.path().join("new"), fs::Permissions::from_mode(0o600)).unwrap();
         fs::rename(folder.path().join("new"), &file).unwrap();
     };
     renew("old");
@@ -525,7 +526,7 @@ fn retry_after_is_obeyed_and_a_server_without_long_poll_is_spared() {
     let (_folder, state) = folder();
     let agents = [
         Agent::start(&polite.url(), &state, None),
-        Agent::start(&hasty.url(), &state.with_file_name("other.json"), None),
+        Agent::start(&hasty.url(), &state.with_file_name("other").join("state.json"), None),
     ];
     await_true("two GETs and two reports", || polite.gets().len() > 1 && polite.reports().len() > 1);
     for seen in [polite.gets(), polite.reports()] {

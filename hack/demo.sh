@@ -125,7 +125,7 @@ run 'kubectl get dpd'
 heading 4 "Two agents, which hold no kubeconfig"
 say "Each knows the addresses of three replicas, of which one is there so far; it moves on to the next when one does not answer."
 agent() { # device
-  echo "env -i APOLLO_DEVICE_NAME=$1 APOLLO_GATEWAY_URL=\$GATEWAY1,\$GATEWAY2,\$GATEWAY3 APOLLO_DEVICE_TOKEN=\$(praetor-manager token $1 --device-token-secret-file \$DEMO/secret) APOLLO_AGENT_STATE_FILE=\$DEMO/$1.json \$BIN/praetor-agent"
+  echo "env -i APOLLO_DEVICE_NAME=$1 APOLLO_GATEWAY_URL=\$GATEWAY1,\$GATEWAY2,\$GATEWAY3 APOLLO_DEVICE_TOKEN=\$(praetor-manager token $1 --device-token-secret-file \$DEMO/secret) APOLLO_AGENT_STATE_FILE=\$DEMO/$1/state.json \$BIN/praetor-agent"
 }
 start_ms="$(now)"
 start agent-tor1-01 "$(agent tor1-01)"

@@ -2,23 +2,20 @@
 
 use super::artifact::policy::{DEFAULT_MAX_BYTES, InsecureRegistry, InsecureRegistryError, Limits, Policy};
 use super::endpoint::{Endpoint, EndpointError};
+use super::token::{Token, TokenError};
 use super::trust::{Trust, TrustError};
 use crate::wire::name::is_device_name;
-use clap::Parser;
-use clap::builder::FalseyValueParser;
-use http::HeaderValue;
+use clap::Args;
+use clap::builder::{FalseyValueParser, PossibleValue, PossibleValuesParser};
 use std::path::PathBuf;
 use std::rc::Rc;
 use tracing::level_filters::LevelFilter;
 
-const DEFAULT_STATE_FILE: &str = "/var/lib/apollo/agent/state.json";
+/// Where the state is kept unless somebody says otherwise.
+pub const DEFAULT_STATE_FILE: &str = "/var/lib/apollo/agent/state.json";
 
-/// Runs on a device: asks the gateway which processes the device should run, and reports what it has seen.
-///
-/// Every setting is a flag or an environment variable; the flag wins, and an empty one counts as absent. The agent
-/// keeps what it was told in the state file and holds it while the gateway is away. This version starts no process.
-#[derive(Parser)]
-#[command(name = "praetor-agent", version)]
+/// The settings of the agent. Each is a flag and a variable, so that each can stand in a settings file.
+#[derive(Debug, Default, Args)]
 pub struct Arguments {
     /// Name of this device: the NetworkSwitch's name, or what deviceRef.name says
     #[arg(long, value_name = "NAME", env = "APOLLO_DEVICE_NAME")]
@@ -45,23 +42,28 @@ pub struct Arguments {
     state_file: Option<String>,
 
     /// Report, but run nothing
-    #[arg(long)]
+    #[arg(long, env = "APOLLO_AGENT_OBSERVE_ONLY", value_parser = FalseyValueParser::new())]
     observe_only: bool,
 
     #[command(flatten)]
     artifacts: ArtifactArguments,
 
-    /// How log lines look
-    #[arg(long, value_name = "FORMAT", default_value = "text", value_parser = ["text", "json"])]
-    log_format: String,
+    /// How log lines look: text or json [default: text]
+    #[arg(long, value_name = "FORMAT", env = "APOLLO_AGENT_LOG_FORMAT", value_parser = one_of(&["text", "json"]), hide_possible_values = true)]
+    log_format: Option<String>,
 
-    /// Least important log lines that are shown
-    #[arg(long, value_name = "LEVEL", default_value = "info", value_parser = ["error", "warn", "info", "debug", "trace"])]
-    log_level: String,
+    /// Least important log lines that are shown: error, warn, info, debug or trace [default: info]
+    #[arg(long, value_name = "LEVEL", env = "APOLLO_AGENT_LOG_LEVEL", value_parser = one_of(&["error", "warn", "info", "debug", "trace"]), hide_possible_values = true)]
+    log_level: Option<String>,
+}
+
+/// These, or nothing.
+fn one_of(words: &[&'static str]) -> PossibleValuesParser {
+    words.iter().map(|word| PossibleValue::new(*word)).chain([PossibleValue::new("").hide(true)]).into()
 }
 
 /// Where artifacts may come from, and what they may hold.
-#[derive(clap::Args, Default)]
+#[derive(Debug, Default, Args)]
 struct ArtifactArguments {
     /// A registry that is spoken to over plain HTTP, all of a host's without a port; repeated or comma-separated. Loopback always is
     #[arg(long, value_name = "HOST[:PORT]", env = "APOLLO_AGENT_INSECURE_REGISTRY", value_delimiter = ',')]
@@ -111,14 +113,6 @@ pub struct Settings {
     pub log_level: LevelFilter,
 }
 
-/// How the device proves who it is.
-#[derive(Debug)]
-pub struct Token {
-    /// The header's value, marked sensitive; none: no header is sent.
-    pub value: Option<HeaderValue>,
-    file: Option<PathBuf>,
-}
-
 /// Why the agent cannot start. One line that says what would be right.
 #[derive(Debug, thiserror::Error)]
 pub enum ArgumentError {
@@ -141,12 +135,9 @@ pub enum ArgumentError {
         "two tokens: set either --device-token (APOLLO_DEVICE_TOKEN) or --device-token-file (APOLLO_DEVICE_TOKEN_FILE)"
     )]
     TwoTokens,
-    /// Not a header's value.
-    #[error("the device token has characters that no HTTP header can carry")]
-    Token,
-    /// The token's file.
-    #[error("--device-token-file (APOLLO_DEVICE_TOKEN_FILE) {0}: {1}")]
-    TokenFile(PathBuf, String),
+    /// The token.
+    #[error(transparent)]
+    Token(#[from] TokenError),
     /// The CAs.
     #[error(transparent)]
     Trust(#[from] TrustError),
@@ -166,48 +157,87 @@ impl Arguments {
     /// # Errors
     /// The first thing that is missing or wrong.
     pub fn settle(self) -> Result<Settings, ArgumentError> {
-        let device = present(self.device_name).ok_or(ArgumentError::NoName)?;
-        if !is_device_name(device.as_bytes()) {
-            return Err(ArgumentError::Name(device));
-        }
+        let level = present(self.log_level.as_ref()).and_then(|level| level.parse().ok());
+        Ok(Settings {
+            device: self.device()?,
+            gateways: self.gateways()?,
+            token: self.token()?,
+            trust: Rc::new(self.trust()?),
+            state_file: self.state_file(),
+            observe_only: self.observe_only,
+            artifacts: self.policy()?,
+            log_json: present(self.log_format.as_ref()).is_some_and(|format| format == "json"),
+            log_level: level.unwrap_or(LevelFilter::INFO),
+        })
+    }
+
+    /// The device's name.
+    ///
+    /// # Errors
+    /// When there is none, or it is no device's.
+    pub fn device(&self) -> Result<String, ArgumentError> {
+        let device = present(self.device_name.as_ref()).ok_or(ArgumentError::NoName)?;
+        if is_device_name(device.as_bytes()) { Ok(device) } else { Err(ArgumentError::Name(device)) }
+    }
+
+    /// The gateways, in the order in which they are tried.
+    ///
+    /// # Errors
+    /// When there is none, or one of the URLs is no gateway's.
+    pub fn gateways(&self) -> Result<Vec<Endpoint>, ArgumentError> {
         let urls = self.gateway_url.iter().map(|url| url.trim()).filter(|url| !url.is_empty());
         let gateways = urls
             .enumerate()
             .map(|(i, url)| Endpoint::parse(url).map_err(|why| ArgumentError::Gateway(i + 1, why)))
             .collect::<Result<Vec<_>, _>>()?;
-        if gateways.is_empty() {
-            return Err(ArgumentError::NoGateway);
+        if gateways.is_empty() { Err(ArgumentError::NoGateway) } else { Ok(gateways) }
+    }
+
+    /// The token, perhaps none.
+    ///
+    /// # Errors
+    /// When there are two, or the one cannot be used.
+    pub fn token(&self) -> Result<Token, ArgumentError> {
+        match (present(self.device_token.as_ref()), present(self.device_token_file.as_ref())) {
+            (Some(_), Some(_)) => Err(ArgumentError::TwoTokens),
+            (Some(text), None) => Ok(Token::given(&text)?),
+            (None, Some(path)) => Ok(Token::read(path.into())?),
+            (None, None) => Ok(Token::none()),
         }
-        let token = match (present(self.device_token), present(self.device_token_file)) {
-            (Some(_), Some(_)) => return Err(ArgumentError::TwoTokens),
-            (Some(text), None) => Token { value: Some(header(text.trim())?), file: None },
-            (None, Some(path)) => Token::read(PathBuf::from(path))?,
-            (None, None) => Token::none(),
-        };
-        let trust = Rc::new(Trust::new(present(self.gateway_ca_file).map(PathBuf::from))?);
-        Ok(Settings {
-            device,
-            gateways,
-            trust,
-            token,
-            state_file: present(self.state_file).unwrap_or_else(|| DEFAULT_STATE_FILE.to_owned()).into(),
-            observe_only: self.observe_only,
-            artifacts: self.artifacts.settle()?,
-            log_json: self.log_format == "json",
-            log_level: self.log_level.parse().unwrap_or(LevelFilter::INFO),
-        })
+    }
+
+    /// The CAs.
+    ///
+    /// # Errors
+    /// When their file cannot be used.
+    pub fn trust(&self) -> Result<Trust, ArgumentError> {
+        Ok(Trust::new(present(self.gateway_ca_file.as_ref()).map(PathBuf::from))?)
+    }
+
+    /// Where artifacts may come from, and what they may hold.
+    ///
+    /// # Errors
+    /// When a setting makes no sense, or the file of their CAs cannot be used.
+    pub fn policy(&self) -> Result<Policy, ArgumentError> {
+        self.artifacts.settle()
+    }
+
+    /// The state file.
+    #[must_use]
+    pub fn state_file(&self) -> PathBuf {
+        present(self.state_file.as_ref()).unwrap_or_else(|| DEFAULT_STATE_FILE.to_owned()).into()
     }
 }
 
 // === impl ArtifactArguments ===
 
 impl ArtifactArguments {
-    fn settle(self) -> Result<Policy, ArgumentError> {
+    fn settle(&self) -> Result<Policy, ArgumentError> {
         let registries = self.insecure_registry.iter().map(|text| text.trim()).filter(|text| !text.is_empty());
-        let ca_file = present(self.artifact_ca_file).map(PathBuf::from);
+        let ca_file = present(self.artifact_ca_file.as_ref()).map(PathBuf::from);
         // Wrong from the start: said at the start. Later a fetch says it.
         Trust::of_artifacts(ca_file.clone()).check()?;
-        let bytes = match present(self.max_artifact_bytes) {
+        let bytes = match present(self.max_artifact_bytes.as_ref()) {
             None => DEFAULT_MAX_BYTES,
             Some(text) => {
                 let bytes = text.trim().parse().ok().filter(|bytes| *bytes > 0);
@@ -216,7 +246,7 @@ impl ArtifactArguments {
         };
         Ok(Policy {
             insecure_registries: registries.map(InsecureRegistry::parse).collect::<Result<_, _>>()?,
-            registry_config: present(self.registry_config).map(PathBuf::from),
+            registry_config: present(self.registry_config.as_ref()).map(PathBuf::from),
             ca_file,
             allow_missing_checksum: self.allow_missing_checksum,
             allow_setuid: self.allow_setuid,
@@ -226,46 +256,8 @@ impl ArtifactArguments {
     }
 }
 
-// === impl Token ===
-
-impl Token {
-    /// No token: requests carry no header.
-    #[must_use]
-    pub fn none() -> Self {
-        Self { value: None, file: None }
-    }
-
-    fn read(path: PathBuf) -> Result<Self, ArgumentError> {
-        let text = std::fs::read_to_string(&path)
-            .map_err(|error| ArgumentError::TokenFile(path.clone(), error.to_string()))?;
-        let text = text.trim();
-        if text.is_empty() {
-            return Err(ArgumentError::TokenFile(path, "the file is empty".to_owned()));
-        }
-        Ok(Self { value: Some(header(text)?), file: Some(path) })
-    }
-
-    /// Reads the token's file again, if there is one; `true` when it holds another token now.
-    ///
-    /// # Errors
-    /// When the file cannot be read; the token that is known stays.
-    pub fn reload(&mut self) -> Result<bool, ArgumentError> {
-        let Some(path) = self.file.clone() else { return Ok(false) };
-        let new = Self::read(path)?;
-        let differs = new.value != self.value;
-        *self = new;
-        Ok(differs)
-    }
-}
-
-fn present(text: Option<String>) -> Option<String> {
-    text.filter(|text| !text.is_empty())
-}
-
-fn header(token: &str) -> Result<HeaderValue, ArgumentError> {
-    let mut value = HeaderValue::from_str(token).map_err(|_| ArgumentError::Token)?;
-    value.set_sensitive(true);
-    Ok(value)
+fn present(text: Option<&String>) -> Option<String> {
+    text.filter(|text| !text.is_empty()).cloned()
 }
 
 #[cfg(test)]
@@ -274,19 +266,7 @@ mod tests {
 
     fn settle(arguments: &[&str]) -> Result<Settings, String> {
         // Starts from nothing, whatever the environment of the test says.
-        let empty = Arguments {
-            device_name: None,
-            gateway_url: Vec::new(),
-            gateway_ca_file: None,
-            device_token: None,
-            device_token_file: None,
-            state_file: None,
-            observe_only: false,
-            artifacts: ArtifactArguments::default(),
-            log_format: "text".into(),
-            log_level: "info".into(),
-        };
-        let mut filled = empty;
+        let mut filled = Arguments::default();
         for argument in arguments {
             match argument.split_once('=').unwrap() {
                 ("name", v) => filled.device_name = Some(v.into()),
@@ -348,28 +328,5 @@ mod tests {
         assert_eq!(settings.artifacts.limits.bytes, 1000);
         let none = settle(&["name=d", "url=http://a", "artifact-ca=", "bytes="]).unwrap();
         assert_eq!(none.artifacts, Policy::default());
-    }
-
-    #[test]
-    fn a_tokens_file_is_read_again() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        let argument = format!("file={}", file.path().display());
-        let arguments = ["name=d", "url=http://a", &argument];
-        assert!(settle(&arguments).unwrap_err().contains("empty"));
-        std::fs::write(&file, "one\n").unwrap();
-        let mut token = settle(&arguments).unwrap().token;
-        assert_eq!(token.value.as_ref().unwrap(), "one");
-        assert!(!token.reload().unwrap());
-        std::fs::write(&file, "two").unwrap();
-        assert!(token.reload().unwrap());
-        std::fs::write(&file, "").unwrap();
-        assert!(token.reload().is_err());
-        assert_eq!(token.value.as_ref().unwrap(), "two");
-    }
-
-    #[test]
-    fn the_command_line_is_sound() {
-        use clap::CommandFactory;
-        Arguments::command().debug_assert();
     }
 }

@@ -10,11 +10,13 @@
 //! - [`endpoint`]: where a gateway is
 //! - [`client`]: one keep-alive connection to a gateway
 //! - [`refusal`]: what a gateway says of a request that it does not accept
+//! - [`token`]: how the device proves who it is
 //! - [`trust`], [`distrust`]: which CAs gateways are checked against; why one is not trusted
 //! - [`state`], [`durable`]: the state file; files that are written all or nothing
 //! - [`process`]: the processes: what they are, what is done about them
 //! - [`artifact`]: what they run from
 //! - [`backend`]: what runs them
+//! - [`host`]: installing it, asking it, examining the device
 //! - [`trouble`]: the log lines about a gateway that does not answer
 //! - [`run`]: the two loops and the signals
 
@@ -27,10 +29,12 @@ pub mod distrust;
 pub mod durable;
 pub mod endpoint;
 pub mod holding;
+pub mod host;
 pub mod process;
 pub mod refusal;
 pub mod report;
 pub mod run;
 pub mod state;
+pub mod token;
 pub mod trouble;
 pub mod trust;

@@ -1,19 +1,22 @@
 //! Edge: the two loops, one that asks and one that reports, and the signals that end them.
 
-use super::arguments::{Settings, Token};
-use super::artifact::policy::Policy;
+use super::arguments::Settings;
 use super::artifact::store::Store;
 use super::backend::{self, Folders};
 use super::cadence::{Outcome, Polling, Reporting};
 use super::client::{Client, Incoming, Outgoing};
 use super::endpoint::Endpoint;
 use super::holding::{Answer, Change, ChangeKind, Holding, Verdict};
+use super::host::answer::Door;
+use super::host::live::{Live, Note, Wanted};
+use super::host::lock::{self, Taken};
 use super::process::reconcile::Word;
 use super::process::spec::BackendKind;
 use super::process::supervisor::Supervisor;
 use super::refusal::bad_request;
 use super::report::Reporter;
 use super::state::StateFile;
+use super::token::Token;
 use super::trouble::Trouble;
 use crate::wire::capabilities::Capabilities;
 use crate::wire::desired::DesiredState;
@@ -52,6 +55,9 @@ pub enum StartError {
     /// The operating system refused what every program needs.
     #[error("cannot start: {0}")]
     System(#[from] std::io::Error),
+    /// There is one already.
+    #[error(transparent)]
+    Taken(#[from] Taken),
 }
 
 /// What both loops share. Single-threaded: no borrow is held across an `.await`.
@@ -63,6 +69,11 @@ struct Shared {
     reporting: RefCell<Reporting>,
     /// Who runs the processes; nobody does when the agent is only to observe.
     supervisor: Option<Supervisor>,
+    started: Instant,
+    /// How it stands with each of the two ways, for whoever asks on the device.
+    asked: RefCell<Note>,
+    told: RefCell<Note>,
+    rejected: RefCell<Vec<Rejection>>,
     /// What is to be reported changed, or the interval between reports.
     wake_report: Notify,
 }
@@ -94,6 +105,10 @@ fn log_to_stderr(settings: &Settings) {
 async fn serve(mut settings: Settings) -> Result<(), StartError> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let folder = lock::folder_of(&settings.state_file).to_owned();
+    let _lock = lock::take(&folder).await?;
+    let door = Door::open(&folder)
+        .inspect_err(|error| debug!(%error, "no socket in the state folder: praetor-agent status cannot ask"));
     let mut state = StateFile::new(settings.state_file.clone());
     let holding = state.load(&settings.device);
     let reporter = Reporter::new(rand::random());
@@ -111,6 +126,9 @@ async fn serve(mut settings: Settings) -> Result<(), StartError> {
     if settings.token.value.is_none() {
         warn!("no device token (--device-token-file, APOLLO_DEVICE_TOKEN): requests carry none");
     }
+    if let Some(concern) = settings.token.concern() {
+        warn!(concern, "the token's file");
+    }
     if settings.gateways.iter().any(|gateway| gateway.tls.is_some()) {
         info!(trust = %settings.trust, "gateways with https:// are checked");
     }
@@ -127,6 +145,10 @@ async fn serve(mut settings: Settings) -> Result<(), StartError> {
         reporting: RefCell::new(Reporting::new(settings.gateways.len(), holding.heartbeat())),
         holding: RefCell::new(holding),
         state: RefCell::new(state),
+        started: Instant::now(),
+        asked: RefCell::default(),
+        told: RefCell::default(),
+        rejected: RefCell::default(),
         wake_report: Notify::new(),
         settings,
     };
@@ -135,6 +157,7 @@ async fn serve(mut settings: Settings) -> Result<(), StartError> {
         () = shared.poll() => {}
         () = shared.report(reporter, &changed) => {}
         () = shared.supervise() => {}
+        () = shared.say(door.as_ref().ok()) => {}
         name = either(&mut terminate, &mut interrupt) => info!(signal = name, "agent ends; what it holds stays in the state file"),
     }
     let holding = shared.holding.borrow();
@@ -149,7 +172,7 @@ fn supervise(settings: &Settings, changed: Rc<Notify>) -> Supervisor {
     let folder = settings.state_file.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     // Paths of units and scripts must hold wherever they are read.
     let folder = std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned());
-    let store = Store::open(folder.join(ARTIFACTS), Policy::default());
+    let store = Store::open(folder.join(ARTIFACTS), settings.artifacts.clone());
     let backends = backend::all(&Folders { state: folder.clone() });
     Supervisor::new(&settings.device, &folder, backends, Rc::new(store), move || changed.notify_one())
 }
@@ -180,6 +203,7 @@ impl Shared {
                 Err(error) => (failed(None), Some(error.to_string())),
             };
             let held = self.holding.borrow().items().len();
+            self.asked.borrow_mut().set(Instant::now(), &gateways[ask.gateway], problem.as_ref());
             trouble.note(Instant::now(), &gateways[ask.gateway], problem, held);
             polling.answered(Instant::now(), outcome, self.holding.borrow().heartbeat(), rand::random());
         }
@@ -275,7 +299,6 @@ impl Shared {
         let gateways = &self.settings.gateways;
         let mut client = Client::new(self.settings.trust.clone());
         let mut trouble = Trouble::new("report");
-        let mut rejected = Vec::new();
         loop {
             loop {
                 let due = self.reporting.borrow().due(Instant::now());
@@ -317,12 +340,13 @@ impl Shared {
             if problem.is_none() {
                 reporter.acknowledged();
             }
-            if problem.is_none() && refused != rejected {
+            if problem.is_none() && refused != *self.rejected.borrow() {
                 refused.iter().for_each(|Rejection { namespace, name, reason }| {
                     warn!(namespace, name, reason, "observation rejected")
                 });
-                rejected = refused;
+                self.rejected.replace(refused);
             }
+            self.told.borrow_mut().set(Instant::now(), gateway, problem.as_ref());
             trouble.note(Instant::now(), gateway, problem, self.holding.borrow().items().len());
             self.reporting.borrow_mut().answered(Instant::now(), outcome, rand::random());
         }
@@ -361,6 +385,39 @@ impl Shared {
     }
 }
 
+// === impl Shared: for whoever asks on the device ===
+
+impl Shared {
+    /// Answers on the socket, if there is one.
+    async fn say(&self, door: Option<&Door>) {
+        match door {
+            Some(door) => door.serve(|| self.live()).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    fn live(&self) -> Vec<u8> {
+        let (now, holding) = (Instant::now(), self.holding.borrow());
+        let live = Live {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            up_seconds: now.saturating_duration_since(self.started).as_secs(),
+            device: self.settings.device.clone(),
+            gateways: self.settings.gateways.iter().map(ToString::to_string).collect(),
+            token: self.token.borrow().to_string(),
+            observe_only: self.settings.observe_only,
+            heartbeat_seconds: holding.heartbeat().as_secs(),
+            revision: holding.revision(),
+            desired: self.asked.borrow().contact(now),
+            report: self.told.borrow().contact(now),
+            rejected: self.rejected.borrow().clone(),
+            wanted: Wanted::all(&holding),
+            observations: holding.observations().collect(),
+        };
+        serde_json::to_vec(&live).unwrap_or_default()
+    }
+}
+
 // === impl Shared: both ways ===
 
 impl Shared {
@@ -390,10 +447,15 @@ impl Shared {
 
     /// Takes up the token that its file holds now, if there is a file and it can be read.
     fn reload_token(&self) {
-        match self.token.borrow_mut().reload() {
+        let mut token = self.token.borrow_mut();
+        let concern = token.concern().map(str::to_owned);
+        match token.reload() {
             Ok(true) => info!("the token's file holds another token now"),
             Ok(false) => {}
             Err(error) => debug!(%error, "the token's file cannot be read again"),
+        }
+        if let Some(new) = token.concern().filter(|new| Some(*new) != concern.as_deref()) {
+            warn!(concern = new, "the token's file; the next start may refuse it");
         }
     }
 

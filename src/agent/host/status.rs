@@ -1,0 +1,124 @@
+//! Edge: `praetor-agent status`: asks the running agent, else reads what it has left on the disk.
+
+use super::answer::ask;
+use super::commands::{FileFlag, FileRead};
+use super::live::{Live, Wanted};
+use super::lock::{self, Holder, folder_of};
+use super::screen::{AgentState, Belief, rows};
+use crate::agent::arguments::DEFAULT_STATE_FILE;
+use crate::agent::holding::Record;
+use clap::{Args, ValueEnum};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+/// Show what the agent of this device believes, on one screen
+///
+/// Asks the agent that runs with the state folder; without one, shows what it has left there. Exit code 0: the agent
+/// runs, a gateway answers, and every process does what it should; otherwise 1.
+#[derive(Debug, Default, Args)]
+pub struct Status {
+    #[command(flatten)]
+    file: FileFlag,
+
+    /// The agent's state file [default: /var/lib/apollo/agent/state.json]
+    #[arg(long, value_name = "FILE", env = "APOLLO_AGENT_STATE_FILE")]
+    state_file: Option<PathBuf>,
+
+    /// For people, or for programs
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    output: Output,
+}
+
+/// How the status is written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+enum Output {
+    /// One screen
+    #[default]
+    Text,
+    /// One JSON object
+    Json,
+}
+
+/// Writes the status.
+///
+/// # Errors
+/// When the output cannot be written.
+pub fn status(command: &Status, file: &FileRead, out: &mut impl Write) -> io::Result<ExitCode> {
+    let named = command.state_file.clone().filter(|path| !path.as_os_str().is_empty());
+    let state_file = named.unwrap_or_else(|| PathBuf::from(DEFAULT_STATE_FILE));
+    let mut belief = look(&state_file, file);
+    belief.judge();
+    match command.output {
+        Output::Text => out.write_all(belief.render().as_bytes())?,
+        Output::Json => {
+            serde_json::to_writer_pretty(&mut *out, &belief)?;
+            writeln!(out)?;
+        }
+    }
+    Ok(if belief.well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn look(state_file: &Path, file: &FileRead) -> Belief {
+    let folder = folder_of(state_file);
+    let mut belief = Belief {
+        settings_file: file.path().map(|path| path.display().to_string()),
+        state_folder: folder.display().to_string(),
+        ..Belief::default()
+    };
+    if let FileRead::Denied(path) = file {
+        belief.remarks.push(format!("{} may not be read: root sees more", path.display()));
+    }
+    let why = match ask(folder) {
+        Ok(answer) => match serde_json::from_slice::<Live<'_>>(&answer) {
+            Ok(live) => {
+                belief.take(&live);
+                return belief;
+            }
+            Err(error) => format!("it answers with something else: {error}"),
+        },
+        Err(error) => error.to_string(),
+    };
+    belief.agent = match lock::holder(folder) {
+        Holder::Somebody => AgentState::Silent,
+        Holder::Nobody => AgentState::NotRunning,
+        Holder::Unknown(error) => AgentState::Unknown { why: format!("{}: {error}", folder.display()) },
+    };
+    if matches!(belief.agent, AgentState::Silent) {
+        belief.remarks.push(format!("{}/agent.sock: {why}", folder.display()));
+    }
+    if let FileRead::Used(_, settings) = file {
+        belief.device = settings.get("APOLLO_DEVICE_NAME").map(str::to_owned);
+        let urls = settings.get("APOLLO_GATEWAY_URL").unwrap_or_default().split(',');
+        belief.gateways = urls.map(|url| url.trim().to_owned()).filter(|url| !url.is_empty()).collect();
+        belief.token = settings.get("APOLLO_DEVICE_TOKEN_FILE").map(str::to_owned);
+    }
+    remember(&mut belief, state_file);
+    belief
+}
+
+/// What the state file says.
+fn remember(belief: &mut Belief, state_file: &Path) {
+    let bytes = match std::fs::read(state_file) {
+        Ok(bytes) => bytes,
+        Err(error) => {
+            belief.remarks.push(match error.kind() {
+                io::ErrorKind::NotFound => {
+                    format!("{} is not there: this device was never told what to run", state_file.display())
+                }
+                io::ErrorKind::PermissionDenied => format!("{} may not be read: root sees more", state_file.display()),
+                _ => format!("{}: {error}", state_file.display()),
+            });
+            return;
+        }
+    };
+    match serde_json::from_slice::<Record<'_>>(&bytes) {
+        Ok(record) => {
+            belief.device = Some(record.device_name.to_string());
+            belief.revision = record.revision;
+            let wanted: Vec<_> = record.items.iter().map(Wanted::of).collect();
+            belief.processes = rows(&wanted, &[]);
+        }
+        Err(error) => belief.remarks.push(format!("{} cannot be used: {error}", state_file.display())),
+    }
+}
