@@ -222,6 +222,13 @@ impl Arguments {
         self.artifacts.settle()
     }
 
+    /// The files of the token and of the CAs, as far as they are named.
+    #[must_use]
+    pub fn files(&self) -> (Option<PathBuf>, Option<PathBuf>) {
+        let path = |name: &Option<String>| present(name.as_ref()).map(PathBuf::from);
+        (path(&self.device_token_file), path(&self.gateway_ca_file))
+    }
+
     /// The state file.
     #[must_use]
     pub fn state_file(&self) -> PathBuf {

@@ -2,7 +2,7 @@
 
 use super::answer::ask;
 use super::commands::{FileFlag, FileRead};
-use super::findings::{self, Finding, Space};
+use super::findings::{self, Finding, Sent, Space};
 use super::live::{Live, Wanted};
 use super::lock::{self, Holder, folder_of};
 use super::screen::age;
@@ -93,6 +93,9 @@ async fn examine(agent: &Arguments, file: &FileRead) -> Vec<Finding> {
             all.extend(found);
         }
     }
+    if let Err(error) = agent.policy() {
+        all.push(Finding::fail("artifacts", error.to_string(), ""));
+    }
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
     all.push(findings::clock(i64::try_from(now).unwrap_or(i64::MAX), theirs));
     let state_file = agent.state_file();
@@ -138,6 +141,9 @@ fn token(agent: &Arguments) -> (Option<Token>, Finding) {
         }
         Err(error) => {
             let advice = match &error {
+                ArgumentError::Token(TokenError::Exposed(_)) => {
+                    "then it counts; whoever has seen it can speak for this device until the secret is changed"
+                }
                 ArgumentError::Token(TokenError::File(..)) => {
                     "the file holds one line, the output of `praetor-manager token DEVICE`; root can read it"
                 }
@@ -158,6 +164,11 @@ async fn ask_all(
     let value = token.and_then(|token| token.value.clone());
     let mut headers = HeaderMap::new();
     headers.extend(value.map(|value| (HeaderName::from_static(TOKEN_HEADER), value)));
+    let sent = match token {
+        None => Sent::Unusable,
+        Some(_) if headers.is_empty() => Sent::None,
+        Some(_) => Sent::Token,
+    };
     let request = Outgoing {
         method: Method::GET,
         route: format!("v1/devices/{device}/desired?waitSeconds=0"),
@@ -171,7 +182,6 @@ async fn ask_all(
         let (request, trust, device) = (request.clone(), Rc::clone(&trust), device.to_owned());
         asking.spawn_local(async move {
             let answer = Client::new(trust).send(number, &gateway, &request).await;
-            let sent = request.headers.contains_key(TOKEN_HEADER);
             match answer {
                 Ok(answer) => {
                     let date =
@@ -209,7 +219,7 @@ fn unreachable(gateway: &Endpoint, error: &RequestError) -> Finding {
 }
 
 fn writable(folder: &Path) -> Finding {
-    let what = "state";
+    let what = "folder";
     let path = folder.display();
     if !folder.exists() {
         let parent = folder.ancestors().find(|parent| parent.exists()).unwrap_or(Path::new("/"));
@@ -252,7 +262,7 @@ fn room(folder: &Path) -> Option<Finding> {
 }
 
 fn state(path: &Path, device: Option<&str>) -> (Vec<Wanted>, Finding) {
-    let what = "memory";
+    let what = "state";
     let (shown, bytes) = (path.display(), fs::read(path));
     let finding = match &bytes {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {

@@ -90,9 +90,20 @@ pub fn render(findings: &[Finding]) -> String {
     text
 }
 
-/// What an answer to a GET of the desired state says. `gateway` is its URL, `token` whether one was sent.
+/// What a request has said about who sends it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sent {
+    /// The device's token.
+    Token,
+    /// Nothing, since the device has no token.
+    None,
+    /// Nothing, since the device's token cannot be used; that is said elsewhere.
+    Unusable,
+}
+
+/// What an answer to a GET of the desired state says. `gateway` is its URL.
 #[must_use]
-pub fn answered(gateway: &str, device: &str, token: bool, status: StatusCode, body: &[u8]) -> Finding {
+pub fn answered(gateway: &str, device: &str, sent: Sent, status: StatusCode, body: &[u8]) -> Finding {
     let what = "gateway";
     match status {
         StatusCode::OK => match serde_json::from_slice::<DesiredState>(body) {
@@ -116,7 +127,12 @@ pub fn answered(gateway: &str, device: &str, token: bool, status: StatusCode, bo
             ),
         },
         StatusCode::NOT_MODIFIED => Finding::fine(what, format!("{gateway} answers: nothing has changed")),
-        StatusCode::UNAUTHORIZED if !token => Finding::fail(
+        StatusCode::UNAUTHORIZED if sent == Sent::Unusable => Finding::warn(
+            what,
+            format!("{gateway} can be reached and wants a token (401)"),
+            "put the token right, see above",
+        ),
+        StatusCode::UNAUTHORIZED if sent == Sent::None => Finding::fail(
             what,
             format!("{gateway} wants a token, and this device has none (401)"),
             format!(
@@ -254,7 +270,7 @@ mod tests {
     const GATEWAY: &str = "https://gw";
 
     fn answer(status: u16, body: &str) -> Finding {
-        answered(GATEWAY, "tor1-01", true, StatusCode::from_u16(status).unwrap(), body.as_bytes())
+        answered(GATEWAY, "tor1-01", Sent::Token, StatusCode::from_u16(status).unwrap(), body.as_bytes())
     }
 
     #[test]
@@ -277,7 +293,11 @@ mod tests {
             assert!(finding.says.contains(part) && finding.says.contains(GATEWAY), "{finding:?}");
             assert_eq!(finding.advice.is_none(), verdict == Verdict::Fine, "{finding:?}");
         }
-        assert!(answered(GATEWAY, "d", false, StatusCode::UNAUTHORIZED, b"").says.contains("has none"));
+        let refused = |sent| answered(GATEWAY, "d", sent, StatusCode::UNAUTHORIZED, b"");
+        assert!(refused(Sent::None).says.contains("has none") && refused(Sent::None).verdict == Verdict::Fail);
+        assert!(
+            refused(Sent::Unusable).says.contains("can be reached") && refused(Sent::Unusable).verdict == Verdict::Warn
+        );
     }
 
     #[test]

@@ -19,6 +19,8 @@ use std::time::{Duration, Instant};
 /// How long the service may take until the agent answers.
 const STARTING: Duration = Duration::from_secs(10);
 const LOOK_EVERY: Duration = Duration::from_millis(100);
+const NO_TOKEN: &str =
+    "no token: only a gateway with --insecure-no-auth takes requests without one (--device-token-file)";
 /// Where the program is in an image, unless somebody says otherwise.
 const BINARY_IN_IMAGES: &str = "/usr/local/bin/praetor-agent";
 
@@ -149,24 +151,43 @@ fn check(command: &Install, notes: &mut Vec<String>) -> Result<(), InstallError>
     let agent = &command.agent;
     agent.device()?;
     agent.gateways()?;
-    let fatal = command.root.is_none() && !command.dry_run;
+    if let Some(root) = &command.root {
+        in_image(agent, root, notes);
+        return Ok(());
+    }
+    let fatal = !command.dry_run;
     match agent.token() {
-        Ok(token) if token.value.is_none() => {
-            notes.push(
-                "no token: only a gateway with --insecure-no-auth takes requests without one (--device-token-file)"
-                    .to_owned(),
-            );
-        }
+        Ok(token) if token.value.is_none() => notes.push(NO_TOKEN.to_owned()),
         Ok(token) => notes.extend(token.concern().map(str::to_owned)),
         Err(error @ (ArgumentError::TwoTokens | ArgumentError::Token(_))) if fatal => return Err(error.into()),
         Err(error) => notes.push(error.to_string()),
     }
-    match agent.trust() {
-        Ok(_) => {}
-        Err(error) if fatal => return Err(error.into()),
-        Err(error) => notes.push(error.to_string()),
+    let rest = [agent.trust().map(|_| ()), agent.policy().map(|_| ())];
+    for error in rest.into_iter().filter_map(Result::err) {
+        if fatal {
+            return Err(error.into());
+        }
+        notes.push(error.to_string());
     }
     Ok(())
+}
+
+/// Files of an image may still be missing, and their owners are put right when it is packed.
+fn in_image(agent: &Arguments, root: &Path, notes: &mut Vec<String>) {
+    let (token, ca) = agent.files();
+    if token.is_none() {
+        notes.push(NO_TOKEN.to_owned());
+    }
+    for (what, path) in [("the token's file", &token), ("the CAs' file", &ca)] {
+        let Some(path) = path else { continue };
+        match fs::metadata(below(root, path)) {
+            Ok(file) if token.as_ref() == Some(path) && file.mode() & 0o006 != 0 => {
+                notes.push(format!("{what} {} can be read by every user: chmod 0600", path.display()));
+            }
+            Ok(_) => {}
+            Err(_) => notes.push(format!("{what} {} is not in the image yet", path.display())),
+        }
+    }
 }
 
 fn find_init(root: &Path, live: bool) -> Result<Init, InstallError> {
@@ -227,7 +248,7 @@ fn settings(given: &[(String, String)], file: &FileRead, live: bool) -> Result<S
         FileRead::Absent | FileRead::Denied(_) => SettingsFile::default(),
     };
     for (name, value) in given {
-        let path = name.ends_with("_FILE") && !value.is_empty();
+        let path = (name.ends_with("_FILE") || name.ends_with("_CONFIG")) && !value.is_empty();
         let value = if path { absolute(value, live) } else { value.clone() };
         settings.set(name, &value)?;
     }

@@ -122,9 +122,9 @@ case "${1:-}" in
     setsid=
     command -v setsid >/dev/null && setsid=setsid
     if command -v logger >/dev/null; then
-      $setsid /bin/sh -c '/bin/sh "$0" supervise 2>&1 | exec logger -t praetor-agent' /etc/init.d/praetor-agent </dev/null >/dev/null 2>&1 &
+      $setsid /bin/sh -c '/bin/sh "$0" supervise 2>&1 | exec logger -t praetor-agent' "$0" </dev/null >/dev/null 2>&1 &
     else
-      $setsid /bin/sh /etc/init.d/praetor-agent supervise </dev/null >/dev/null 2>&1 &
+      $setsid /bin/sh "$0" supervise </dev/null >/dev/null 2>&1 &
     fi
     tries=0
     until supervisor >/dev/null; do
