@@ -1,4 +1,5 @@
-//! Every backend against the real thing: the rules that all of them keep, in `backends/conformance.rs`.
+//! Every backend against the real thing: the rules that all of them keep, in `backends/conformance.rs`, and what only
+//! one of them has.
 //!
 //! `PRAETOR_BACKENDS` says which ones must be tested, for example `systemd,initd`: one that the machine lacks is then a
 //! failure. Unset, one that the machine lacks is skipped with the reason. `PRAETOR_RULE` chooses rules by a part of
@@ -16,6 +17,10 @@ mod container_cases;
 mod device;
 #[path = "backends/engine.rs"]
 mod engine;
+#[path = "backends/initd.rs"]
+mod initd;
+#[path = "backends/systemd.rs"]
+mod systemd;
 
 use conformance::Site;
 use praetor::agent::process::spec::BackendKind;
@@ -42,6 +47,21 @@ fn where_it_is(kind: BackendKind, test: impl FnOnce() -> Result<(), String>) {
         Err(lacking) if asked.is_none() => println!("{name}: skipped: {lacking}"),
         Err(lacking) => panic!("{name} cannot be tested here: {lacking}"),
     }
+}
+
+#[test]
+fn systemd_keeps_the_rules() {
+    judge(BackendKind::Systemd, systemd::Units::new);
+}
+
+#[test]
+fn init_scripts_keep_the_rules() {
+    judge(BackendKind::Initd, || initd::Device::new().map(|device| Box::new(device) as Box<dyn Site>));
+}
+
+#[test]
+fn init_scripts_for_themselves() {
+    initd::scenes();
 }
 
 #[test]

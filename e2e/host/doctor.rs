@@ -89,10 +89,7 @@ fn each_fault_has_its_line_and_its_advice() {
         assert_eq!(said.code, 1, "{said:?}");
         let failed: Vec<_> =
             said.out.lines().skip_while(|line| !line.starts_with(&format!("FAIL  {what} "))).take(2).collect();
-        assert!(
-            failed.len() == 2 && parts.iter().all(|part| failed.concat().contains(part)),
-            "{parts:?} {said:#?}"
-        );
+        assert!(failed.len() == 2 && parts.iter().all(|part| failed.concat().contains(part)), "{parts:?} {said:#?}");
         assert!(said.out.ends_with(" from its work.\n"), "{said:?}");
     }
     let said = doctor(&starting.url(), parent.path(), &token, &[]);

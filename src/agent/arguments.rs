@@ -1,6 +1,8 @@
 //! Edge: flags and environment, read once.
 
 use super::artifact::policy::{DEFAULT_MAX_BYTES, InsecureRegistry, InsecureRegistryError, Limits, Policy};
+use super::backend::container::Options;
+use super::backend::container::arguments::ContainerArguments;
 use super::endpoint::{Endpoint, EndpointError};
 use super::token::{Token, TokenError};
 use super::trust::{Trust, TrustError};
@@ -47,6 +49,9 @@ pub struct Arguments {
 
     #[command(flatten)]
     artifacts: ArtifactArguments,
+
+    #[command(flatten)]
+    containers: ContainerArguments,
 
     /// How log lines look: text or json [default: text]
     #[arg(long, value_name = "FORMAT", env = "APOLLO_AGENT_LOG_FORMAT", value_parser = one_of(&["text", "json"]), hide_possible_values = true)]
@@ -107,6 +112,8 @@ pub struct Settings {
     pub observe_only: bool,
     /// Where artifacts may come from, and what they may hold.
     pub artifacts: Policy,
+    /// Where the container engine is, and how it is used.
+    pub containers: Options,
     /// JSON lines instead of text.
     pub log_json: bool,
     /// Least important log lines that are shown.
@@ -166,6 +173,7 @@ impl Arguments {
             state_file: self.state_file(),
             observe_only: self.observe_only,
             artifacts: self.policy()?,
+            containers: self.containers(),
             log_json: present(self.log_format.as_ref()).is_some_and(|format| format == "json"),
             log_level: level.unwrap_or(LevelFilter::INFO),
         })
@@ -220,6 +228,12 @@ impl Arguments {
     /// When a setting makes no sense, or the file of their CAs cannot be used.
     pub fn policy(&self) -> Result<Policy, ArgumentError> {
         self.artifacts.settle()
+    }
+
+    /// Where the container engine is, and how it is used.
+    #[must_use]
+    pub fn containers(&self) -> Options {
+        self.containers.settle(present(self.artifacts.registry_config.as_ref()).map(PathBuf::from))
     }
 
     /// The files of the token and of the CAs, as far as they are named.

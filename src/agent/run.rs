@@ -173,7 +173,7 @@ fn supervise(settings: &Settings, changed: Rc<Notify>) -> Supervisor {
     // Paths of units and scripts must hold wherever they are read.
     let folder = std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned());
     let store = Store::open(folder.join(ARTIFACTS), settings.artifacts.clone());
-    let backends = backend::all(&Folders { state: folder.clone() });
+    let backends = backend::all(&Folders { state: folder.clone() }, settings.containers.clone());
     Supervisor::new(&settings.device, &folder, backends, Rc::new(store), move || changed.notify_one())
 }
 

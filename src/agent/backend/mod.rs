@@ -1,6 +1,7 @@
 //! What runs processes on the device. One trait, one file for each kind.
 
 pub mod accounts;
+pub mod container;
 pub mod exec;
 pub mod files;
 pub mod fits;
@@ -17,7 +18,6 @@ pub mod show;
 pub mod systemctl;
 pub mod systemd;
 pub mod unit;
-pub mod container;
 
 use super::artifact::{FetchError, Fetched};
 use super::process::identity::Identity;
@@ -195,8 +195,10 @@ pub struct Folders {
 
 /// All backends that this agent knows, whether the device has them or not.
 #[must_use]
-pub fn all(folders: &Folders) -> Vec<Box<dyn Backend>> {
-    vec![Box::new(initd::Initd::new(folders.clone()))]
-pub fn all(_folders: &Folders) -> Vec<Box<dyn Backend>> {
-    Vec::new()
+pub fn all(folders: &Folders, containers: container::Options) -> Vec<Box<dyn Backend>> {
+    vec![
+        Box::new(systemd::Systemd::new(folders)),
+        Box::new(initd::Initd::new(folders.clone())),
+        Box::new(container::Containers::new(folders, containers)),
+    ]
 }

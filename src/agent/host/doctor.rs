@@ -7,7 +7,7 @@ use super::live::{Live, Wanted};
 use super::lock::{self, Holder, folder_of};
 use super::screen::age;
 use crate::agent::arguments::{ArgumentError, Arguments};
-use crate::agent::backend::{self, Folders};
+use crate::agent::backend::{self, Folders, container};
 use crate::agent::client::{Client, Outgoing, RequestError};
 use crate::agent::endpoint::Endpoint;
 use crate::agent::holding::Record;
@@ -104,7 +104,7 @@ async fn examine(agent: &Arguments, file: &FileRead) -> Vec<Finding> {
     all.extend(room(folder));
     let (wanted, said) = state(&state_file, device.as_ref().ok().map(String::as_str));
     all.push(said);
-    all.extend(backends(folder, &wanted).await);
+    all.extend(backends(folder, agent.containers(), &wanted).await);
     all.push(running(folder));
     all
 }
@@ -292,9 +292,9 @@ fn state(path: &Path, device: Option<&str>) -> (Vec<Wanted>, Finding) {
     (Vec::new(), finding)
 }
 
-async fn backends(folder: &Path, wanted: &[Wanted]) -> Vec<Finding> {
+async fn backends(folder: &Path, containers: container::Options, wanted: &[Wanted]) -> Vec<Finding> {
     let mut probing = JoinSet::new();
-    for backend in backend::all(&Folders { state: folder.to_owned() }) {
+    for backend in backend::all(&Folders { state: folder.to_owned() }, containers) {
         probing.spawn_local(async move {
             let probed = timeout(BACKENDS, backend.probe()).await;
             let said = probed.map_or_else(|_| Err("it does not answer".to_owned()), |r| r.map_err(|e| e.to_string()));

@@ -1,6 +1,7 @@
 //! Processes as containers of Docker or another engine with its API.
 //!
 //! - [`backend`]: what is done with containers
+//! - [`arguments`]: flags and environment
 //! - [`fetch`], [`check`], [`events`]: images; health checks; what happens meanwhile
 //! - [`engine`]: the client of the API
 //! - [`config`]: names, marks and settings of containers
@@ -10,6 +11,7 @@
 //! - [`refusals`]: why a container cannot be made or started
 //! - [`frames`]: streams
 
+pub mod arguments;
 pub mod backend;
 pub mod check;
 pub mod config;
