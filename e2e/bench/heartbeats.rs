@@ -84,6 +84,13 @@ pub async fn heartbeats(table: &mut Table) {
     eprintln!("{}", agents.log_tail());
 }
 
+/// How often each transition is measured.
+const ROUNDS: u64 = 10;
+
+fn process(round: u64) -> String {
+    format!("agent-{round}")
+}
+
 /// One status write for each transition.
 pub async fn transition(table: &mut Table) {
     let plane = ControlPlane::start().await;
@@ -92,29 +99,38 @@ pub async fn transition(table: &mut Table) {
     let namespace = cluster.namespace("transition").await;
     let name = format!("tor-{namespace}");
     cluster.create(&scenario::switch(&namespace, &name, &[])).await;
-    cluster.create(&scenario::device_process(&namespace, "agent", &name, scenario::process_spec("1.0.0"))).await;
+    // One process for each round: what the same one does over and over is written a few times at once, then once a minute.
+    for round in 0..ROUNDS {
+        let spec = scenario::process_spec("1.0.0");
+        cluster.create(&scenario::device_process(&namespace, &process(round), &name, spec)).await;
+    }
     let manager = Manager::builder(&plane).await.start().await;
     let device = manager.device(&name);
     let hash = device.desired().await.expect(200).json()["items"][0]["specHash"].as_str().expect("a hash").to_owned();
     let mut sequence = 0;
-    let mut report = |changes: serde_json::Value| {
+    let mut report = |round: u64, changes: serde_json::Value| {
         sequence += 1;
-        let mut body = scenario::report_running(sequence, "boot", &namespace, "agent", &hash);
+        let mut body = scenario::report_running(sequence, "boot", &namespace, &process(round), &hash);
         body["observations"][0]
             .as_object_mut()
             .expect("an object")
             .extend(changes.as_object().expect("changes").clone());
         body
     };
-    device.report(&report(json!({}))).await.expect(200);
-    cluster
-        .wait_object(Kind::Process, &namespace, "agent", Duration::from_secs(10), "to be healthy", |object| {
-            condition_status(object, "Healthy") == "True"
-        })
-        .await;
     let (mut transitions, mut worst) = (0_usize, String::new());
     let (mut fewest, mut most) = (usize::MAX, 0);
-    for round in 0..10 {
+    for round in 0..ROUNDS {
+        device.report(&report(round, json!({}))).await.expect(200);
+        cluster
+            .wait_object(
+                Kind::Process,
+                &namespace,
+                &process(round),
+                Duration::from_secs(10),
+                "to be healthy",
+                |object| condition_status(object, "Healthy") == "True",
+            )
+            .await;
         for (what, changes) in [
             ("unhealthy", json!({"healthy": false})),
             ("healthy", json!({"healthy": true})),
@@ -125,7 +141,7 @@ pub async fn transition(table: &mut Table) {
             ("restarted", json!({"pid": 5000 + round, "restartCount": round + 1})),
         ] {
             let mark = plane.audit_mark();
-            let body = report(changes);
+            let body = report(round, changes);
             device.report(&body).await.expect(200);
             // The same again, as every agent does: nothing more to write.
             device

@@ -156,7 +156,7 @@ mod tests {
         assert_eq!(tells(&mut reporter, 1), [None], "they are what they were");
         reporter.set_capabilities(Capabilities::new(["initd", "systemd"], ["file", "oci"]));
         let changed = Some(r#"{"backends":["initd","systemd"],"artifactTypes":["file","oci"]}"#.to_owned());
-        assert_eq!(tells(&mut reporter, 1), [changed.clone()]);
+        assert_eq!(tells(&mut reporter, 1), [changed]);
         // What changes on the way is not what was acknowledged.
         reporter.set_capabilities(Capabilities::new(["systemd"], ["file", "oci"]));
         reporter.acknowledged();

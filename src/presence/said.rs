@@ -18,6 +18,10 @@
 //!   this replica began, so an owner that hears all others, or knows that there are none, may believe it; one that
 //!   does not reads live, and others ask the owner.
 //!
+//! What a process does over and over is acknowledged and held back for a while (see [`crate::status::budget`]). Then the
+//! status has not said so since, but no cache agrees with the words either, so that the next report gets to the owner
+//! as well: what it holds back is taken over by whoever owns the device then, and nothing of it needs to be believed.
+//!
 //! What was said travels between replicas as a fingerprint, with the sequence, so that a device may talk to a replica
 //! of its choice each time, and after the loss of one its reports are still answered where they arrive.
 //!

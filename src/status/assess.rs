@@ -120,6 +120,17 @@ impl Place {
         self != Self::Other && footing != Footing::Same
     }
 
+    /// Whether a cache that agrees with a report proves nothing, so that only a live read does. See
+    /// [`crate::presence::said`] for what a footing is worth.
+    #[must_use]
+    pub fn doubts(self, footing: Footing) -> bool {
+        matches!(
+            (footing, self),
+            (Footing::Elsewhere { same_words: false }, Self::InTouch)
+                | (Footing::Elsewhere { .. } | Footing::Unknown, Self::Owner | Self::Fallback)
+        )
+    }
+
     /// What an owner is when it is asked how well it knows the others: in touch where all of them were heard just now;
     /// where nothing is known of any report, also where nobody else shows, if the apiserver that says so answers.
     /// `peers` are the other replicas in the view. `hearing` and `apiserver` are asked only where it matters.
@@ -259,14 +270,9 @@ impl Assessment {
             let believed = bare || matches!(footing, Footing::Same | Footing::Here);
             return if believed && self.is_done() { Course::Answer } else { Course::Forward };
         }
-        // What differs is written under a version, and a conflict reads live: no doubt is needed there.
-        let verify = match (footing, place) {
-            (Footing::Elsewhere { same_words: false }, Place::InTouch)
-            | (Footing::Elsewhere { .. }, Place::Owner | Place::Fallback)
-            | (Footing::Unknown, Place::Owner | Place::Fallback) => !self.agreed.is_empty(),
-            _ => false,
-        };
-        match verify {
+        // What differs is written under a version, and a conflict reads live: no doubt is needed there. What differs and
+        // waits is read by whoever lets it wait.
+        match place.doubts(footing) && !self.agreed.is_empty() {
             true => Course::Verify,
             false if self.is_done() => Course::Answer,
             false => Course::Apply,

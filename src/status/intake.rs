@@ -1,6 +1,7 @@
 //! Edge: takes reports in, sees to them here or at the owner of the device, and answers them.
 //!
-//! An ack means: written to Kubernetes, or nothing to write. What the watch has not shown is judged by a live
+//! An ack means: written to Kubernetes, or nothing to write; counters, and what an object has no budget for now (see
+//! [`super::budget`]), count as nothing. What the watch has not shown is judged by a live
 //! read, never by its absence from a cache.
 //!
 //! A report that reaches a replica which does not own the device is answered there when there is certainly nothing to
@@ -289,7 +290,8 @@ impl Intake {
             assessment = self.assess(&case);
         }
         let unread = self.look_up(&mut case, &mut assessment).await;
-        self.apply(&case, assessment, unread, place.takes_in(footing)).await
+        let doubts = place.doubts(footing);
+        self.apply(&case, assessment, unread, place.takes_in(footing), doubts).await
     }
 
     fn assess(&self, case: &Case) -> Assessment {
@@ -327,7 +329,7 @@ impl Intake {
     }
 
     /// Writes what differs and waits for what the acknowledgement waits for.
-    async fn apply(&self, case: &Case<'_>, assessment: Assessment, unread: bool, take: bool) -> Outcome {
+    async fn apply(&self, case: &Case<'_>, assessment: Assessment, unread: bool, take: bool, doubts: bool) -> Outcome {
         let all_rejected = assessment.is_all_not_yours(case.reported.len());
         let Assessment { jobs, rejected, .. } = assessment;
         let settled = jobs.is_empty() && rejected.is_empty() && case.gone.is_empty() && !unread;
@@ -339,7 +341,7 @@ impl Intake {
         if case.order.as_ref().is_some_and(overtaken) {
             return self.later();
         }
-        let Ok(waits) = self.submit(jobs) else { return self.later() };
+        let Ok(waits) = self.submit(jobs, doubts) else { return self.later() };
         if let Some((boot_id, sequence)) = case.order.as_ref().filter(|_| take && !unread) {
             self.roll.took(case.device, boot_id, *sequence);
         }
@@ -356,12 +358,14 @@ impl Intake {
         if all_rejected { Outcome::AllNotYours } else { Outcome::Done { rejected } }
     }
 
-    /// Queues what is to be written; returns what the acknowledgement has to wait for.
-    fn submit(&self, jobs: Jobs) -> Result<Vec<oneshot::Receiver<()>>, super::queue::Full> {
+    /// Queues what is to be written; returns what the acknowledgement has to wait for: what must be written now, or read
+    /// before it may wait.
+    fn submit(&self, jobs: Jobs, doubts: bool) -> Result<Vec<oneshot::Receiver<()>>, super::queue::Full> {
         let mut waits = Vec::new();
         for ((kind, key), wanted) in jobs {
             let mut job = Job::wanted(wanted.reported, wanted.introduction, !wanted.urgent);
-            if wanted.urgent {
+            job.unsure = doubts;
+            if wanted.urgent || doubts {
                 let (written, wait) = oneshot::channel();
                 job.waiting.push(written);
                 waits.push(wait);

@@ -30,6 +30,9 @@ pub struct Job<W> {
     pub introduction: Introduction,
     /// Whether nobody waits for it and it may go when there is nothing better to do.
     pub lazy: bool,
+    /// Whether the object has to be read live before it is said that nothing is to be written of it, or not yet: as far
+    /// as is known here, another replica may have written it since.
+    pub unsure: bool,
     /// To be told when it is written, or there was nothing to write.
     pub waiting: Vec<W>,
     /// Tries that failed.
@@ -63,7 +66,16 @@ impl<W> Job<W> {
     /// What a report said that the status does not say yet.
     #[must_use]
     pub fn wanted(reported: Option<Arc<Reported>>, introduction: Introduction, lazy: bool) -> Self {
-        Self { reported, introduction, lazy, waiting: Vec::new(), attempts: 0, contended: 0, doubt: None }
+        Self {
+            reported,
+            introduction,
+            lazy,
+            unsure: false,
+            waiting: Vec::new(),
+            attempts: 0,
+            contended: 0,
+            doubt: None,
+        }
     }
 
     /// Tries that failed.
@@ -160,6 +172,7 @@ impl<W> Merge for Job<W> {
         }
         self.introduction.absorb(older.introduction);
         self.lazy &= older.lazy;
+        self.unsure |= older.unsure;
         self.waiting.extend(older.waiting);
         self.attempts = self.attempts.max(older.attempts);
         self.contended = self.contended.max(older.contended);

@@ -68,6 +68,14 @@ enum Answer {
     Failed(String),
 }
 
+/// Whether an object is known as it is.
+enum Sure {
+    Already,
+    /// It was read just now.
+    Now,
+    Not(String),
+}
+
 enum Next {
     Done,
     /// Written; the events of the transition are owed.
@@ -225,14 +233,26 @@ impl Writer {
             }
             let agent = self.roll.state(&process.device);
             let change = job.change(&process, agent, counts, clock::unix_seconds());
-            let Some(change) = change else { return self.over(job) };
+            let Some(change) = change else {
+                match self.make_sure(key, &mut job).await {
+                    Sure::Already => return self.over(job),
+                    Sure::Now => continue,
+                    Sure::Not(error) => return self.later(key, job, &error),
+                }
+            };
             if !change.reasons.is_empty() && self.events.ensure(&process).await {
                 // The next transition makes the status forget this one; meanwhile things may have changed.
                 continue;
             }
             if !self.closing.load(Ordering::Relaxed) {
                 let now = self.now_ms();
-                if let Some(due) = job.defer(&change, &process, &self.budgets.lock(), now) {
+                let due = job.defer(&change, &process, &self.budgets.lock(), now);
+                if let Some(due) = due {
+                    match self.make_sure(key, &mut job).await {
+                        Sure::Already => {}
+                        Sure::Now => continue,
+                        Sure::Not(error) => return self.later(key, job, &error),
+                    }
                     self.metrics.deferred(change.weight);
                     tell(&mut job);
                     return Next::Later(job, due);
@@ -265,7 +285,7 @@ impl Writer {
                     }
                     return Next::Emit(process, Box::new(change.record));
                 }
-                Answer::Overtaken => {}
+                Answer::Overtaken => job.unsure = false,
                 Answer::Over => return finish(job),
                 Answer::Refused => return Next::Done,
                 Answer::Failed(error) => {
@@ -312,6 +332,21 @@ impl Writer {
             }
         }
         self.contended(key, job)
+    }
+
+    /// Reads an object live of which nothing is to be written now, if it may have changed unseen.
+    async fn make_sure(&self, key: &Key, job: &mut Job) -> Sure {
+        if !job.unsure {
+            return Sure::Already;
+        }
+        match self.read_live(Kind::Process, key).await {
+            // One that is gone is looked up in vain, and nothing more is known of it here than that.
+            Ok(_) => {
+                job.unsure = false;
+                Sure::Now
+            }
+            Err(error) => Sure::Not(error),
+        }
     }
 
     /// There is nothing to write, but perhaps something to be seen to.

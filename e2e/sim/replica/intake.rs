@@ -60,6 +60,7 @@ struct Case {
     footing: Footing,
     bare: bool,
     take: bool,
+    doubts: bool,
     assessment: Assessment,
     /// The objects that it was compared with, by name, with their uids; for the checker.
     compared: Vec<(String, String)>,
@@ -184,6 +185,7 @@ impl Process {
             gone: HashSet::new(),
             footing,
             take: place.takes_in(footing),
+            doubts: place.doubts(footing),
             assessment: Assessment::default(),
             compared: Vec::new(),
             stage: Stage::Forwarding,
@@ -223,6 +225,7 @@ impl Process {
             return self.tell(world, &case.body, case.from, outcome);
         }
         case.take = Place::Fallback.takes_in(case.footing);
+        case.doubts = Place::Fallback.doubts(case.footing);
         self.assess(world, &mut case);
         let course = case.assessment.course(case.footing, case.bare, Place::Fallback);
         world.say(|| format!("r{}: falls back for {}: {course:?}", self.at.replica, case.device));
@@ -359,7 +362,8 @@ impl Process {
         let mut submitted = Vec::new();
         for ((kind, key), wanted) in jobs {
             let mut job = Job::wanted(wanted.reported, wanted.introduction, !wanted.urgent);
-            if wanted.urgent {
+            job.unsure = case.doubts;
+            if wanted.urgent || case.doubts {
                 job.waiting.push(number);
                 waits += 1;
             }

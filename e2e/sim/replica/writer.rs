@@ -195,18 +195,23 @@ impl Process {
         let agent = self.state(world, &process.device);
         flight.agent = agent;
         let change = flight.job.change(&process, agent, counts, self.wall(world));
-        let Some(change) = change else { return self.over(world, flight) };
+        let Some(change) = change else {
+            return if flight.job.unsure { self.make_sure(world, number, flight) } else { self.over(world, flight) };
+        };
         if !change.reasons.is_empty() && self.owes(world, &process) {
             // Its events must not be forgotten with the next ones.
             self.writer.flights.insert(number, flight);
             return self.emit(world, &process, &process.status, After::Derive(number));
         }
         let now = self.now_ms(world);
-        if !self.writer.hurried {
-            if let Some(due) = flight.job.defer(&change, &process, &self.writer.budgets, now) {
-                self.tell_written(world, &mut flight.job);
-                return self.end(world, flight, Next::Later(due));
+        if !self.writer.hurried
+            && let Some(due) = flight.job.defer(&change, &process, &self.writer.budgets, now)
+        {
+            if flight.job.unsure {
+                return self.make_sure(world, number, flight);
             }
+            self.tell_written(world, &mut flight.job);
+            return self.end(world, flight, Next::Later(due));
         }
         flight.class = if change.is_urgent() { Class::Transitions } else { Class::Counters };
         let status = merge_patch(&process.status.write(), &change.record.write()).unwrap_or(Value::Null);
@@ -298,10 +303,11 @@ impl Process {
     }
 
     pub fn on_reread(&mut self, world: &mut World, number: u64, answer: Answer) {
-        let Some(flight) = self.writer.flights.remove(&number) else { return };
+        let Some(mut flight) = self.writer.flights.remove(&number) else { return };
         match answer {
             Answer::Object(Some(object)) => {
                 self.index.adopt(flight.kind, *object);
+                flight.job.unsure = false;
                 self.writer.flights.insert(number, flight);
                 self.derive(world, number);
             }
@@ -317,6 +323,15 @@ impl Process {
         }
         let at = now + flight.job.back_off_ms(|low, high| self.rng.range(low, high));
         self.end(world, flight, Next::Later(at));
+    }
+
+    /// Reads an object live of which nothing is to be written now, if it may have changed unseen.
+    fn make_sure(&mut self, world: &mut World, number: u64, mut flight: Flight) {
+        let get = Verb::Get(flight.kind, flight.key.clone());
+        // Nothing was sent that could be in doubt.
+        flight.base = None;
+        self.writer.flights.insert(number, flight);
+        self.call(world, get, CALL_TIMEOUT_MS, Then::Reread(number));
     }
 
     /// There is nothing to write, but perhaps something to be seen to.
