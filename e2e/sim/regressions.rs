@@ -4,7 +4,7 @@ use super::guards::Guards;
 use super::script::{Mix, Script};
 use super::simulation::run;
 
-const KEPT: [(&str, Mix, u64); 15] = [
+const KEPT: [(&str, Mix, u64); 17] = [
     ("a lost answer, then a report that the cache agrees with: the lost patch was there all the same", Mix::All, 101),
     ("a lost answer, and the patch committed after the next report was acknowledged", Mix::All, 119),
     ("a writer died before its event, and the next transition made the status forget it", Mix::All, 138),
@@ -24,6 +24,12 @@ const KEPT: [(&str, Mix, u64); 15] = [
         2_487,
     ),
     ("a process that was stopped held an old boot's report", Mix::All, 40),
+    (
+        "a turn was put off and acknowledged by a cache that did not know what another replica had written",
+        Mix::All,
+        1_576,
+    ),
+    ("the same, by the first report of a boot", Mix::All, 1_986),
 ];
 
 #[test]

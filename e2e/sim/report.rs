@@ -120,6 +120,7 @@ impl Observation {
             running: None,
             started: Some(started),
             healthy: started.then_some(!content.is_multiple_of(3)),
+            health_message: None,
             pid: None,
             start_time: None,
             restart_count: Some(i64::from(content / 2 + spin)),

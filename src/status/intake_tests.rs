@@ -413,3 +413,23 @@ async fn a_read_that_confirms_the_cache_waits_for_its_turn_but_not_too_long() {
     assert!(!(first && second && third), "the third had to wait for 2 s");
     assert!((3..=4).contains(&stage.apiserver.reads()));
 }
+
+#[tokio::test]
+async fn what_may_wait_is_read_live_where_the_cache_may_be_old() {
+    let stage = Stage::new();
+    assert_eq!(stage.owner.report(&stage.device, &stage.says(true)).await, done());
+    stage.show_all();
+    *stage.other.link.fails.lock() = Some(Unanswered::Unreachable);
+    assert_eq!(stage.other.report(&stage.device, &stage.says(false)).await, done());
+    // The owner's watch lags behind this: to its cache only the pid is another.
+    let mut report = stage.says(true);
+    report["observations"][0]["pid"] = 2.into();
+    assert_eq!(stage.owner.report(&stage.device, &report).await, done());
+    assert_eq!(stage.healthy(), Some(true), "what is acknowledged is written");
+    // And once more, when nobody else had a report in between: nothing is read, nothing is written.
+    let (reads, patches) = (stage.apiserver.reads(), stage.apiserver.patches());
+    let mut report = stage.says(true);
+    report["observations"][0]["pid"] = 3.into();
+    assert_eq!(stage.owner.report(&stage.device, &report).await, done());
+    assert_eq!((stage.apiserver.reads(), stage.apiserver.patches()), (reads, patches));
+}

@@ -44,8 +44,8 @@ fn the_newer_job_has_the_last_word_unless_it_was_overtaken() {
     newer.absorb(job(reported("other", 9), &[]));
     assert_eq!(sequence(&newer), 3);
     let mut silent = job(None, &[]);
-    silent.absorb(newer);
-    assert_eq!(sequence(&silent), 3);
+    silent.absorb(Job { unsure: true, ..newer });
+    assert_eq!((sequence(&silent), silent.unsure), (3, true), "what was not made sure of stays so");
 }
 
 #[test]

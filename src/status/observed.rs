@@ -24,6 +24,8 @@ pub struct Observed {
     pub started: Option<bool>,
     /// The verdict of the health check.
     pub healthy: Option<bool>,
+    /// What the health check said.
+    pub health_message: Option<String>,
     /// Process id on the device.
     pub pid: Option<i64>,
     /// When the process was started, seconds since 1970.
@@ -101,6 +103,7 @@ impl Observed {
             running: observation.running_spec_hash.as_deref().map(hash).transpose()?,
             started: observation.process_started,
             healthy: observation.healthy,
+            health_message: text(&observation.health_message),
             pid: count(observation.pid)?,
             start_time: seconds(&observation.start_time)?,
             restart_count: count(observation.restart_count)?,

@@ -325,7 +325,8 @@ fn project_process(next: &mut Record, reasons: &mut Vec<Reason>, observed: &Obse
         let (reason, message) = if healthy {
             ("Healthy", "the process is healthy")
         } else {
-            ("Unhealthy", observed.error.as_deref().unwrap_or("the health check fails"))
+            let said = observed.health_message.as_deref().or(observed.error.as_deref());
+            ("Unhealthy", said.unwrap_or("the health check fails"))
         };
         if set(next, ConditionType::Healthy, healthy, reason, message, now) && !healthy {
             reasons.push(Reason::Unhealthy);

@@ -234,6 +234,11 @@ fn ill_and_well_again() {
     story
         .says(running(&json!({"healthy": false})), &expect(&ill, &[Reason::Unhealthy], turn))
         .says(running(&json!({"healthy": false})), &expect(&ill, &[], None))
+        // What the check says is no failure of the process, and another word of it no event.
+        .says(running(&json!({"healthy": false, "healthMessage": "exit code 2: no peers"})), &expect(&ill, &[], turn));
+    let message = |story: &Story| condition(&story.process.status, ConditionType::Healthy).unwrap().2;
+    assert_eq!(message(&story), "exit code 2: no peers");
+    story
         .says(running(&json!({"healthy": true})), &expect(&fine, &[], turn))
         .says(running(&json!({"healthy": false})), &expect(&ill, &[Reason::Unhealthy], turn));
 }
