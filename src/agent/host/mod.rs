@@ -6,6 +6,7 @@
 //! - [`plan`], [`install`], [`uninstall`]: what installing means; doing it and undoing it
 //! - [`lock`]: one agent for each state folder
 //! - [`live`], [`answer`]: what a running agent says of itself, and how it is asked
+//! - [`memory`]: what can be said of a process without the agent
 //! - [`screen`], [`status`]: `praetor-agent status`
 //! - [`findings`], [`doctor`]: `praetor-agent doctor`
 
@@ -16,6 +17,7 @@ pub mod findings;
 pub mod install;
 pub mod live;
 pub mod lock;
+pub mod memory;
 pub mod plan;
 pub mod screen;
 pub mod service;

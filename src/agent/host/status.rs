@@ -4,13 +4,22 @@ use super::answer::ask;
 use super::commands::{FileFlag, FileRead};
 use super::live::{Live, Wanted};
 use super::lock::{self, Holder, folder_of};
+use super::memory::recall;
 use super::screen::{AgentState, Belief, rows};
 use crate::agent::arguments::DEFAULT_STATE_FILE;
-use crate::agent::holding::Record;
+use crate::agent::backend::{self, Folders, Found};
+use crate::agent::holding;
+use crate::agent::process::identity::Identity;
+use crate::agent::process::record::Record;
 use clap::{Args, ValueEnum};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
+use tokio::time::timeout;
+
+/// What a backend may take to say what it has.
+const LISTING: Duration = Duration::from_secs(3);
 
 /// Show what the agent of this device believes, on one screen
 ///
@@ -97,28 +106,74 @@ fn look(state_file: &Path, file: &FileRead) -> Belief {
     belief
 }
 
-/// What the state file says.
+/// What the state file says, and what is remembered and found of each process.
 fn remember(belief: &mut Belief, state_file: &Path) {
-    let bytes = match std::fs::read(state_file) {
-        Ok(bytes) => bytes,
-        Err(error) => {
-            belief.remarks.push(match error.kind() {
-                io::ErrorKind::NotFound => {
-                    format!("{} is not there: this device was never told what to run", state_file.display())
-                }
-                io::ErrorKind::PermissionDenied => format!("{} may not be read: root sees more", state_file.display()),
-                _ => format!("{}: {error}", state_file.display()),
-            });
-            return;
-        }
-    };
-    match serde_json::from_slice::<Record<'_>>(&bytes) {
-        Ok(record) => {
-            belief.device = Some(record.device_name.to_string());
-            belief.revision = record.revision;
-            let wanted: Vec<_> = record.items.iter().map(Wanted::of).collect();
-            belief.processes = rows(&wanted, &[]);
-        }
-        Err(error) => belief.remarks.push(format!("{} cannot be used: {error}", state_file.display())),
+    let folder = folder_of(state_file);
+    let mut wanted = Vec::new();
+    match std::fs::read(state_file).map(|bytes| held(belief, &bytes)) {
+        Ok(Ok(all)) => wanted = all,
+        Ok(Err(error)) => belief.remarks.push(format!("{} cannot be used: {error}", state_file.display())),
+        Err(error) => belief.remarks.push(match error.kind() {
+            io::ErrorKind::NotFound => {
+                format!("{} is not there: this device was never told what to run", state_file.display())
+            }
+            io::ErrorKind::PermissionDenied => format!("{} may not be read: root sees more", state_file.display()),
+            _ => format!("{}: {error}", state_file.display()),
+        }),
     }
+    let records = records(&folder.join("processes"));
+    let found = list(folder);
+    let identity = |wanted: &Wanted| Identity::new(&wanted.namespace, &wanted.name);
+    let mut all: Vec<Identity> = wanted.iter().map(identity).collect();
+    all.extend(records.iter().map(Record::identity).chain(found.iter().map(|found| found.identity.clone())));
+    all.sort();
+    all.dedup();
+    let observations: Vec<_> = all
+        .iter()
+        .filter_map(|id| {
+            let record = records.iter().find(|record| record.identity() == *id);
+            let found = found.iter().find(|found| found.identity == *id);
+            let wanted = wanted.iter().find(|wanted| identity(wanted) == *id);
+            let mut said = recall(record, found, wanted.map(|wanted| wanted.spec_hash.as_str()));
+            if let Some(wanted) = wanted {
+                (said.namespace, said.name) = (Some(wanted.namespace.clone().into()), Some(wanted.name.clone().into()));
+            }
+            (record.is_some() || found.is_some()).then_some(said)
+        })
+        .collect();
+    belief.processes = rows(&wanted, &observations);
+}
+
+fn held(belief: &mut Belief, bytes: &[u8]) -> serde_json::Result<Vec<Wanted>> {
+    let record = serde_json::from_slice::<holding::Record<'_>>(bytes)?;
+    belief.device = Some(record.device_name.to_string());
+    belief.revision = record.revision;
+    Ok(record.items.iter().map(Wanted::of).collect())
+}
+
+/// Only read: to set a broken one aside is the agent's business.
+fn records(folder: &Path) -> Vec<Record> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let files = entries.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|e| e == "json"));
+    files.filter_map(|path| serde_json::from_slice(&std::fs::read(path).ok()?).ok()).collect()
+}
+
+/// What the backends have of ours.
+fn list(folder: &Path) -> Vec<Found> {
+    let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return Vec::new() };
+    let found = runtime.block_on(async {
+        let mut all = Vec::new();
+        for backend in backend::all(&Folders { state: folder.to_owned() }) {
+            let listing = async {
+                backend.probe().await?;
+                backend.list().await
+            };
+            if let Ok(Ok(found)) = timeout(LISTING, listing).await {
+                all.extend(found);
+            }
+        }
+        all
+    });
+    runtime.shutdown_timeout(Duration::ZERO);
+    found
 }
