@@ -13,7 +13,8 @@ compare() { # what, the present ones; those of the README come on standard input
 words() { grep -oE -- "$1" || true; }
 section() { awk -v title="## $1" '/^## / { on = $0 == title } on' README.md; }
 
-help="$("$built/praetor-manager" --help; "$built/praetor-manager" crds --help; "$built/praetor-agent" --help)"
+help="$("$built/praetor-manager" --help; "$built/praetor-manager" crds --help; "$built/praetor-agent" --help
+  for command in install uninstall status doctor; do "$built/praetor-agent" "$command" --help; done)"
 own='--(help|version)$'
 compare flag "$(words '--[a-z][a-z-]+' <<<"$help" | grep -vE -- "$own")" < <(section 'Flags and variables' | words '--[a-z][a-z-]+' | grep -vE -- "$own")
 compare variable "$(words '(APOLLO|POD)_[A-Z_]+' <<<"$help")" < <(section 'Flags and variables' | words '(APOLLO|POD)_[A-Z_]+')

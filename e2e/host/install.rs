@@ -84,7 +84,7 @@ fn into_an_image_with_systemd() {
     assert_eq!(said.code, 0, "{said:?}");
     assert!(!unit.exists() && !link.is_symlink() && !at("etc/apollo/agent.env").exists(), "{said:?}");
     assert!(at("etc/apollo/token").exists() && at("var/lib/apollo/agent/state.json").exists());
-    assert!(said.out.contains("These processes go on") && said.out.contains("  infra/a (systemd)\n"), "{said:?}");
+    assert!(said.out.contains("What runs of these goes on") && said.out.contains("  infra/a (systemd)\n"), "{said:?}");
     let said = call(&["uninstall", "--root", text(root.path())]);
     assert_eq!((said.code, said.out.as_str()), (0, "Nothing is installed.\n"));
 }

@@ -10,7 +10,7 @@ use crate::agent::run::{self, StartError};
 use clap::parser::ValueSource;
 use clap::{ArgAction, ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use std::ffi::{OsStr, OsString};
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -108,10 +108,27 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             let _ = error.print();
             if error.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS }
         }
+        // Whoever reads the output has seen enough.
+        Err(CommandError::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("praetor-agent: {error}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Standard output, for what must be done to its end whether somebody listens or not.
+struct Unheard(io::Stdout);
+
+impl Write for Unheard {
+    fn write(&mut self, text: &[u8]) -> io::Result<usize> {
+        let _ = self.0.write_all(text);
+        Ok(text.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        let _ = self.0.flush();
+        Ok(())
     }
 }
 
@@ -141,8 +158,10 @@ impl Invocation {
                 run::run(line.agent.settle()?)?;
                 Ok(ExitCode::SUCCESS)
             }
-            Some(Command::Install(command)) => Ok(install::install(&command, &given, &file, &mut io::stdout().lock())?),
-            Some(Command::Uninstall(command)) => Ok(uninstall::uninstall(&command, &mut io::stdout().lock())?),
+            Some(Command::Install(command)) => {
+                Ok(install::install(&command, &given, &file, &mut Unheard(io::stdout()))?)
+            }
+            Some(Command::Uninstall(command)) => Ok(uninstall::uninstall(&command, &mut Unheard(io::stdout()))?),
             Some(Command::Status(command)) => Ok(status::status(&command, &file, &mut io::stdout().lock())?),
             Some(Command::Doctor(command)) => Ok(doctor::doctor(&command, &file, &mut io::stdout().lock())?),
         }

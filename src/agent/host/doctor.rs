@@ -65,6 +65,10 @@ pub fn doctor(command: &Doctor, file: &FileRead, out: &mut impl Write) -> io::Re
 
 async fn examine(agent: &Arguments, file: &FileRead) -> Vec<Finding> {
     let mut all = vec![settings(file)];
+    if matches!(file, FileRead::Denied(_)) {
+        // Whatever else would be said comes of that alone.
+        return all;
+    }
     let device = agent.device();
     all.push(match &device {
         Ok(name) => Finding::fine("name", name.clone()),

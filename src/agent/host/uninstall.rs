@@ -138,7 +138,7 @@ fn leave(state_file: &Path, token: Option<&str>, out: &mut impl Write) -> io::Re
         .map(|record| record.items.iter().map(Wanted::of).collect())
         .unwrap_or_default();
     if !wanted.is_empty() {
-        writeln!(out, "These processes go on, and nobody looks after them any more:")?;
+        writeln!(out, "What runs of these goes on, and nobody looks after it any more:")?;
         for process in wanted {
             let backend = process.backend.map_or("unknown", |backend| backend.as_str());
             writeln!(out, "  {}/{} ({backend})", process.namespace, process.name)?;
