@@ -7,6 +7,7 @@ use super::lock::{self, Holder, folder_of};
 use super::memory::recall;
 use super::screen::{AgentState, Belief, rows};
 use crate::agent::arguments::DEFAULT_STATE_FILE;
+use crate::agent::backend::container::{self, arguments::ContainerArguments};
 use crate::agent::backend::{self, Folders, Found};
 use crate::agent::holding;
 use crate::agent::process::identity::Identity;
@@ -34,6 +35,9 @@ pub struct Status {
     #[arg(long, value_name = "FILE", env = "APOLLO_AGENT_STATE_FILE")]
     state_file: Option<PathBuf>,
 
+    #[command(flatten)]
+    containers: ContainerArguments,
+
     /// For people, or for programs
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     output: Output,
@@ -56,7 +60,7 @@ enum Output {
 pub fn status(command: &Status, file: &FileRead, out: &mut impl Write) -> io::Result<ExitCode> {
     let named = command.state_file.clone().filter(|path| !path.as_os_str().is_empty());
     let state_file = named.unwrap_or_else(|| PathBuf::from(DEFAULT_STATE_FILE));
-    let mut belief = look(&state_file, file);
+    let mut belief = look(&state_file, file, command.containers.settle(None));
     belief.judge();
     match command.output {
         Output::Text => out.write_all(belief.render().as_bytes())?,
@@ -68,7 +72,7 @@ pub fn status(command: &Status, file: &FileRead, out: &mut impl Write) -> io::Re
     Ok(if belief.well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn look(state_file: &Path, file: &FileRead) -> Belief {
+fn look(state_file: &Path, file: &FileRead, containers: container::Options) -> Belief {
     let folder = folder_of(state_file);
     let mut belief = Belief {
         settings_file: file.path().map(|path| path.display().to_string()),
@@ -102,12 +106,12 @@ fn look(state_file: &Path, file: &FileRead) -> Belief {
         belief.gateways = urls.map(|url| url.trim().to_owned()).filter(|url| !url.is_empty()).collect();
         belief.token = settings.get("APOLLO_DEVICE_TOKEN_FILE").map(str::to_owned);
     }
-    remember(&mut belief, state_file);
+    remember(&mut belief, state_file, containers);
     belief
 }
 
 /// What the state file says, and what is remembered and found of each process.
-fn remember(belief: &mut Belief, state_file: &Path) {
+fn remember(belief: &mut Belief, state_file: &Path, containers: container::Options) {
     let folder = folder_of(state_file);
     let mut wanted = Vec::new();
     match std::fs::read(state_file).map(|bytes| held(belief, &bytes)) {
@@ -122,7 +126,7 @@ fn remember(belief: &mut Belief, state_file: &Path) {
         }),
     }
     let records = records(&folder.join("processes"));
-    let found = list(folder);
+    let found = list(folder, containers);
     let identity = |wanted: &Wanted| Identity::new(&wanted.namespace, &wanted.name);
     let mut all: Vec<Identity> = wanted.iter().map(identity).collect();
     all.extend(records.iter().map(Record::identity).chain(found.iter().map(|found| found.identity.clone())));
@@ -159,11 +163,11 @@ fn records(folder: &Path) -> Vec<Record> {
 }
 
 /// What the backends have of ours.
-fn list(folder: &Path) -> Vec<Found> {
+fn list(folder: &Path, containers: container::Options) -> Vec<Found> {
     let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return Vec::new() };
     let found = runtime.block_on(async {
         let mut all = Vec::new();
-        for backend in backend::all(&Folders { state: folder.to_owned() }) {
+        for backend in backend::all(&Folders { state: folder.to_owned() }, containers) {
             let listing = async {
                 backend.probe().await?;
                 backend.list().await
