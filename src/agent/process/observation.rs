@@ -104,8 +104,8 @@ fn artifact(view: &View<'_>, said: &mut Observation<'static>) {
         return;
     }
     let runs = record.started.as_ref().is_some_and(|version| version.is(wanted.uid, wanted.spec_hash));
-    if download.is_none() && runs {
-        // Found running, with nobody to remember what from.
+    if download.is_none() && (runs || wanted.spec.is_err()) {
+        // Found running, with nobody to remember what from; or nobody can read what it would be.
         return;
     }
     let failure = download.and_then(|download| download.failure.as_ref());
