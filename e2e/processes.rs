@@ -38,6 +38,8 @@ while :; do sleep 1 9>&- & wait $!; done
 
 /// A device with one process that may be wanted.
 struct Device {
+    /// Processes are found by their names: each device has its own.
+    name: String,
     folder: tempfile::TempDir,
     gateway: Gateway,
     generation: u64,
@@ -62,7 +64,10 @@ impl Device {
             fs::create_dir_all(folder.path().join(name)).unwrap();
         }
         fs::create_dir(folder.path().join("artifacts")).unwrap();
-        Self { folder, gateway: Gateway::start(|_| Reply::HangUp), generation: 0, agent: None }
+        let name = format!("agent{}", folder.path().display())
+            .to_lowercase()
+            .replace(|c: char| !c.is_ascii_alphanumeric(), "-");
+        Self { name, folder, gateway: Gateway::start(|_| Reply::HangUp), generation: 0, agent: None }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -118,9 +123,9 @@ impl Device {
         self.generation += 1;
         let generation = self.generation;
         let text = spec.map(Value::to_string).unwrap_or_default();
-        let hash = hash(&text);
+        let (hash, name) = (hash(&text), self.name.clone());
         let items: Vec<Value> = spec
-            .map(|spec| json!({"uid": uid, "namespace": "infra", "name": "agent", "generation": generation, "spec": spec, "specHash": hash}))
+            .map(|spec| json!({"uid": uid, "namespace": "infra", "name": name, "generation": generation, "spec": spec, "specHash": hash}))
             .into_iter()
             .collect();
         let body = json!({"deviceName": DEVICE, "heartbeatIntervalSeconds": 1, "items": items}).to_string();
