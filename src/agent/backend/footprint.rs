@@ -164,6 +164,8 @@ impl Footprint {
         // The number of a session stays its own as long as one of these two is there to show it; and it is one of
         // theirs: whoever did not get a session of their own is in an operator's.
         let both = [record.shim, record.process];
+        // Never that of init.
+        let both: Vec<Mark> = both.into_iter().filter(|mark| mark.pid > 1).collect();
         let sessions = both.iter().filter_map(Mark::stat).map(|stat| stat.session);
         let sessions: Vec<i32> = sessions.filter(|session| both.iter().any(|mark| mark.pid == *session)).collect();
         let mut members = self.of_run("", &sessions, &[record.shim]);

@@ -10,6 +10,7 @@
 
 use super::BackendError;
 use super::footprint::Footprint;
+use super::proc::Mark;
 use super::shim::{self, BEGINS};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::ffi::OsString;
@@ -63,7 +64,10 @@ pub fn called(arguments: impl IntoIterator<Item = OsString>) -> Option<ExitCode>
     };
     Some(match (verb, more) {
         ("run", [invocation]) => shim::run(&footprint, invocation),
-        ("enter", [invocation]) => shim::enter(&footprint, invocation),
+        ("enter", [invocation, pid, ticks]) => match (pid.parse(), ticks.parse()) {
+            (Ok(pid), Ok(ticks)) => shim::enter(&footprint, invocation, Mark { pid, ticks }),
+            _ => usage(),
+        },
         ("start", []) => done(start(&footprint, None).map(Some)),
         ("restart", [] | [_]) => done(start(&footprint, Some(grace)).map(Some)),
         ("stop", [] | [_]) => done(stop(&footprint, grace).map(Some)),

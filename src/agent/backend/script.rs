@@ -152,6 +152,8 @@ pub fn text(
 # Written by praetor-agent, which also replaces it.
 {UID}{uid}
 {SPEC_HASH}{spec_hash}
+# Whatever else the caller has open is not for what is started.
+exec 3>&- 4>&- 5>&- 6>&- 7>&- 8>&- 9>&-
 case "$1" in
   start | stop | restart | status) exec {agent} launch "$1" {description} ;;
   force-reload) exec {agent} launch restart {description} ;;

@@ -41,9 +41,11 @@ pub const BEGINS: &str = "1";
 pub fn run(footprint: &Footprint, invocation: &str) -> ExitCode {
     let _ = rustix::process::setsid();
     let _ = fs::write("/proc/self/comm", NAME);
+    // Not for the child to find out: who is killed now leaves it to init, and that is not to be taken for this.
+    let Some(own) = Mark::own() else { return ExitCode::FAILURE };
     let child = again("enter")
         .arg(footprint.description_file())
-        .arg(invocation)
+        .args([invocation, &own.pid.to_string(), &own.ticks.to_string()])
         .stdin(Stdio::inherit())
         .stdout(Stdio::inherit())
         .spawn();
@@ -78,11 +80,11 @@ fn words(status: ExitStatus) -> (&'static str, String) {
 }
 
 /// `launch enter`: becomes the program. Returns only when it cannot, and has said why.
-pub fn enter(footprint: &Footprint, invocation: &str) -> ExitCode {
+pub fn enter(footprint: &Footprint, invocation: &str, shim: Mark) -> ExitCode {
     let Ok(mut answer) = rustix::io::fcntl_dupfd_cloexec(io::stdout(), 3).map(File::from) else {
         return ExitCode::from(NOT_BEGUN);
     };
-    let error = match begin(footprint, invocation, &mut answer) {
+    let error = match begin(footprint, invocation, shim, &mut answer) {
         Ok(never) => match never {},
         Err(error) => error,
     };
@@ -91,7 +93,12 @@ pub fn enter(footprint: &Footprint, invocation: &str) -> ExitCode {
     ExitCode::from(NOT_BEGUN)
 }
 
-fn begin(footprint: &Footprint, invocation: &str, answer: &mut File) -> Result<std::convert::Infallible, BackendError> {
+fn begin(
+    footprint: &Footprint,
+    invocation: &str,
+    shim: Mark,
+    answer: &mut File,
+) -> Result<std::convert::Infallible, BackendError> {
     let failed = |what: &str, error: io::Error| BackendError::Failed(format!("{what}: {error}"));
     let path = footprint.description_file();
     let description = Footprint::description(&path).map_err(|error| failed(&path.display().to_string(), error))?;
@@ -107,7 +114,6 @@ fn begin(footprint: &Footprint, invocation: &str, answer: &mut File) -> Result<s
 
     let own = i32::try_from(std::process::id()).ok().and_then(Stat::of);
     let process = own.ok_or_else(|| BackendError::Failed("/proc cannot be read".to_owned()))?;
-    let shim = Stat::of(process.parent).map_or(Mark { pid: process.parent, ticks: 0 }, |stat| stat.mark());
     let (started, spec_hash) = (unix_seconds(), description.spec_hash.clone());
     let invocation = invocation.to_owned();
     footprint.note(&Line::Start { spec_hash: spec_hash.clone(), at: started, invocation: invocation.clone() });
