@@ -32,7 +32,7 @@ inside() { # further variables..., then --, then the test's arguments
   hack/switch.sh exec "$work/switch" env PRAETOR_BACKENDS=systemd "${variables[@]}" /opt/backends --nocapture --test-threads=1 "$@"
 }
 note "in a switch with $(hack/switch.sh exec "$work/switch" systemctl --version | head -n 1)"
-inside ${rule:+PRAETOR_RULE="$rule"} --
+inside ${rule:+PRAETOR_RULE="$rule"} -- systemd
 [[ -z "$rule" ]] || exit 0
 for how in reboot crash; do
   inside -- --ignored --exact systemd::before_a_reboot

@@ -4,13 +4,14 @@ use super::conformance::Site;
 use super::device;
 use praetor::agent::artifact::Fetched;
 use praetor::agent::backend::systemd::Systemd;
-use praetor::agent::backend::{Activity, Backend, Folders, Launch};
+use praetor::agent::backend::{Activity, Backend, BackendError, Folders, Launch};
 use praetor::agent::process::identity::Identity;
 use praetor::agent::process::spec::{BackendKind, RestartPolicy};
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -192,11 +193,20 @@ async fn after_a_reboot() {
     assert_eq!((over.running.as_deref(), over.exits), (Some("sha256:over"), 1));
 }
 
+/// Whether the tests below can run here.
+fn here() -> bool {
+    let here = Path::new("/run/systemd/system").is_dir();
+    if !here {
+        println!("skipped: systemd is not the first process here");
+    }
+    here
+}
+
 /// systemd says of no line that it does not know or does not like it.
 #[tokio::test]
 async fn systemd_takes_every_line() {
-    if !Path::new("/run/systemd/system").is_dir() {
-        return println!("skipped: systemd is not the first process here");
+    if !here() {
+        return;
     }
     let backend = kept_backend();
     for (name, policy) in [("a", RestartPolicy::Always), ("b", RestartPolicy::OnFailure), ("c", RestartPolicy::Never)] {
@@ -212,4 +222,133 @@ async fn systemd_takes_every_line() {
         assert_eq!((output.status.success(), about), (true, vec![]), "{said}");
         backend.remove(&launch.identity, Duration::from_secs(5)).await.unwrap();
     }
+}
+
+const GRACE: Duration = Duration::from_secs(5);
+
+/// Somebody else's unit need not lie where ours do.
+#[tokio::test]
+async fn units_of_others_are_left_alone_wherever_they_are() {
+    if !here() {
+        return;
+    }
+    let backend = kept_backend();
+    let launch = kept("foreign", RestartPolicy::Always);
+    let unit = format!("{}.service", launch.identity);
+    let theirs = Path::new("/run/systemd/system").join(&unit);
+    fs::write(&theirs, "[Service]\nExecStart=/bin/sleep 1000000\n").unwrap();
+    systemctl(&["daemon-reload"]);
+    systemctl(&["start", &unit]);
+    let run = property(&launch.identity, "InvocationID");
+    for _ in 0..2 {
+        let refused = backend.install(&launch).await;
+        assert!(matches!(&refused, Err(BackendError::Refused(why)) if why.contains(&unit)), "{refused:?}");
+        assert!(backend.start(&launch, GRACE).await.is_err());
+        assert_eq!(backend.find(&launch.identity).await, Ok(None));
+        backend.stop(&launch.identity, GRACE).await.unwrap();
+        backend.remove(&launch.identity, GRACE).await.unwrap();
+    }
+    let now = (property(&launch.identity, "InvocationID"), property(&launch.identity, "ActiveState"));
+    assert_eq!(now, (run, "active".to_owned()));
+    systemctl(&["stop", &unit]);
+    fs::remove_file(&theirs).unwrap();
+
+    // An administrator who does not want it at all. systemd has not yet been told of the change.
+    let mask = Units::file(&launch.identity);
+    symlink("/dev/null", &mask).unwrap();
+    let refused = backend.install(&launch).await;
+    assert!(matches!(&refused, Err(BackendError::Refused(_))), "{refused:?}");
+    backend.remove(&launch.identity, GRACE).await.unwrap();
+    assert_eq!(fs::read_link(&mask).unwrap(), Path::new("/dev/null"));
+    fs::remove_file(&mask).unwrap();
+
+    backend.install(&launch).await.unwrap();
+    backend.start(&launch, GRACE).await.unwrap();
+    backend.remove(&launch.identity, GRACE).await.unwrap();
+}
+
+/// What only the kernel can find out. When to try again is for the agent to say, so systemd does not go on by itself.
+#[tokio::test]
+async fn a_start_that_fails_is_the_end_of_it() {
+    if !here() {
+        return;
+    }
+    let backend = kept_backend();
+    let mut launch = kept("no-loader", RestartPolicy::Always);
+    // A program for another C library.
+    let mut bytes = fs::read("/bin/true").unwrap();
+    let at = bytes.windows(7).position(|window| window == b"/ld-lin").unwrap();
+    bytes[at..at + 7].copy_from_slice(b"/no-lin");
+    launch.program = format!("{KEPT}/no-loader");
+    fs::create_dir_all(KEPT).unwrap();
+    fs::write(&launch.program, bytes).unwrap();
+    fs::set_permissions(&launch.program, fs::Permissions::from_mode(0o755)).unwrap();
+    backend.install(&launch).await.unwrap();
+    for _ in 0..2 {
+        let refused = backend.start(&launch, GRACE).await;
+        let why = format!("{refused:?}");
+        assert!(matches!(&refused, Err(BackendError::Refused(why)) if why.starts_with("execution.command: ")), "{why}");
+        assert_eq!(backend.find(&launch.identity).await.unwrap().unwrap().activity, Activity::Stopped);
+        assert!(["inactive", "failed"].contains(&property(&launch.identity, "ActiveState").as_str()));
+        assert!(!Path::new(UNITS).join(format!("multi-user.target.wants/{}.service", launch.identity)).exists());
+    }
+    // Put right, it runs.
+    fs::copy("/bin/sleep", &launch.program).unwrap();
+    launch.args = vec!["1000000".to_owned()];
+    backend.install(&launch).await.unwrap();
+    backend.start(&launch, GRACE).await.unwrap();
+    let found = backend.find(&launch.identity).await.unwrap().unwrap();
+    assert!(matches!(found.activity, Activity::Running { .. }), "{found:?}");
+    backend.remove(&launch.identity, GRACE).await.unwrap();
+}
+
+/// To systemd an end by SIGTERM is a good one; to Kubernetes it is a failure unless somebody asked for it.
+#[tokio::test]
+async fn a_signal_from_outside_is_a_failure() {
+    if !here() {
+        return;
+    }
+    let backend = kept_backend();
+    let mut launch = kept("signalled", RestartPolicy::OnFailure);
+    launch.program = "/bin/sleep".to_owned();
+    launch.args = vec!["1000000".to_owned()];
+    backend.install(&launch).await.unwrap();
+    backend.start(&launch, GRACE).await.unwrap();
+    let find = || async { backend.find(&launch.identity).await.unwrap().unwrap() };
+    let Activity::Running { pid, .. } = find().await.activity else { panic!("it does not run") };
+    device::signal(pid, "TERM");
+    let found = device::until("it runs again", || async {
+        Some(find().await).filter(|f| matches!(f.activity, Activity::Running { pid: again, .. } if again != pid))
+    })
+    .await;
+    let exit = found.last_exit.map(|exit| (exit.code, exit.reason));
+    assert_eq!((found.exits, exit), (1, Some((143, "Signal SIGTERM".to_owned()))));
+    backend.remove(&launch.identity, GRACE).await.unwrap();
+}
+
+/// What runs and how it ended is known although the shell of the hooks cannot be run in the process's environment.
+#[tokio::test]
+async fn hooks_that_fail_are_made_up_for() {
+    if !here() {
+        return;
+    }
+    let backend = kept_backend();
+    let mut launch = kept("library-path", RestartPolicy::Never);
+    let libraries = Path::new(KEPT).join("libraries");
+    fs::create_dir_all(&libraries).unwrap();
+    fs::write(libraries.join("libc.so.6"), "no library\n").unwrap();
+    launch.env = vec![("LD_LIBRARY_PATH".to_owned(), libraries.to_str().unwrap().to_owned())];
+    // Static, and so at home in any environment.
+    launch.program = "/usr/sbin/ldconfig".to_owned();
+    launch.args = vec!["--version".to_owned()];
+    backend.install(&launch).await.unwrap();
+    backend.start(&launch, GRACE).await.unwrap();
+    let found = device::until("its end is known", || async {
+        let found = backend.find(&launch.identity).await.unwrap().unwrap();
+        matches!(found.activity, Activity::Ended(_)).then_some(found)
+    })
+    .await;
+    assert_eq!((found.running, found.exits), (Some(launch.spec_hash.clone()), 1));
+    assert_eq!(found.last_exit.map(|exit| exit.code), Some(0));
+    backend.remove(&launch.identity, GRACE).await.unwrap();
 }

@@ -139,6 +139,14 @@ impl Shown {
         Some(Exit { code, reason: reason.to_owned() })
     }
 
+    /// Whether the program itself has begun, although systemd calls the start a failure: so it does when a program has
+    /// ended before systemd has looked. A code from 200 on is systemd's own.
+    #[must_use]
+    pub fn began(&self) -> bool {
+        let own = self.code == 1 && (200..=245).contains(&self.status);
+        matches!(self.phase(), Phase::Runs(_)) || (matches!(self.code, 1..=3) && !own)
+    }
+
     /// Why a start failed, when it is the operator who can do something about it: the codes of systemd.exec(5) for what
     /// comes before the program itself.
     #[must_use]
@@ -227,6 +235,16 @@ mod tests {
     }
 
     #[test]
+    fn a_program_that_has_ended_has_begun() {
+        for (code, status, began) in
+            [(0, 0, false), (1, 0, true), (1, 7, true), (2, 9, true), (2, 203, true), (1, 203, false)]
+        {
+            assert_eq!(Shown { code, status, ..shown("failed", "failed", 0) }.began(), began, "{code} {status}");
+        }
+        assert!(shown("active", "running", 4).began());
+    }
+
+    #[test]
     fn codes_of_a_failed_start_name_the_field() {
         let launch = Launch {
             identity: Identity::new("a", "b"),
@@ -251,6 +269,7 @@ mod tests {
             let refusal = shown.refusal(&launch);
             assert_eq!(refusal.is_some(), expected.is_some());
             assert!(refusal.unwrap_or_default().starts_with(expected.unwrap_or_default()), "{status}");
+            assert_eq!(shown.began(), status == 1, "{status}");
         }
     }
 }

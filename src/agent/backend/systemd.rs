@@ -230,13 +230,48 @@ impl Systemd {
 
     /// Adds an end that the hook could not write. Whether there was one.
     fn complete(&self, identity: &Identity, shown: &Shown, journal: &Journal) -> bool {
-        let missing = journal.run(&shown.invocation).is_some_and(|run| run.exit.is_none());
-        if !missing || matches!(shown.phase(), Phase::Runs(_)) {
+        if matches!(shown.phase(), Phase::Runs(_)) || self.stop_mark(identity).exists() {
             return false;
         }
-        let Some((result, code)) = shown.end() else { return false };
-        let line = Line::Exit { result, code, at: unix_seconds(), invocation: shown.invocation.clone() };
-        self.runs.append(identity, &line).is_ok()
+        // systemd forgets a unit that has ended well.
+        let forgotten = shown.invocation.is_empty();
+        let own = self.started.borrow().get(identity).map(|(invocation, _)| invocation.clone());
+        let Some(invocation) = (if forgotten { own } else { Some(shown.invocation.clone()) }) else { return false };
+        let end = shown.end().or_else(|| forgotten.then(|| ("success".to_owned(), "0".to_owned())));
+        match (journal.run(&invocation).is_some_and(|run| run.exit.is_none()), end) {
+            (true, Some((result, code))) => {
+                self.note(identity, &Line::Exit { result, code, at: unix_seconds(), invocation });
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Adds a start that the hook could not write: it may have been kept from it by the process's own environment, which
+    /// is the hooks' as well. `before`: the run before this one.
+    fn complete_start(&self, launch: &Launch, shown: Shown, before: Option<&str>) {
+        let identity = &launch.identity;
+        let journal = self.runs.read(identity).unwrap_or_default();
+        let mut invocation = shown.invocation;
+        if invocation.is_empty() {
+            // It is over and forgotten already.
+            if journal.last_run().map(|run| run.invocation.as_str()) != before {
+                return;
+            }
+            invocation = format!("{:032x}", rand::random::<u128>());
+        }
+        let spec_hash = launch.spec_hash.clone();
+        if journal.run(&invocation).is_none() {
+            let (spec_hash, invocation) = (spec_hash.clone(), invocation.clone());
+            self.note(identity, &Line::Start { spec_hash, at: unix_seconds(), invocation });
+        }
+        self.started.borrow_mut().insert(identity.clone(), (invocation, spec_hash));
+    }
+
+    fn note(&self, identity: &Identity, line: &Line) {
+        if let Err(error) = self.runs.append(identity, line) {
+            tracing::warn!(%identity, %error, "no journal can be kept");
+        }
     }
 
     /// Everything of ours, by the files that carry our marks.
@@ -364,10 +399,12 @@ impl Systemd {
             self.start_at_boot(identity)?;
         }
         unlink(&self.stop_mark(identity))?;
-        self.come_to_rest(identity).await?;
+        let before =
+            self.runs.read(identity).ok().and_then(|journal| journal.last_run().map(|run| run.invocation.clone()));
+        self.announce_stop(identity).await?;
         let good = self.end_or_kill(&["restart", &unit], identity, grace).await?;
         let shown = self.show_settled(identity).await?;
-        if !good {
+        if !good && !shown.began() {
             // Otherwise systemd would go on trying; when to try again is for the agent to say.
             self.stop_unit(identity, grace).await?;
             return Err(match shown.refusal(launch) {
@@ -375,18 +412,7 @@ impl Systemd {
                 None => BackendError::Failed(format!("systemd could not start {unit}: {}", shown.result)),
             });
         }
-        if !shown.invocation.is_empty() {
-            let hash = launch.spec_hash.clone();
-            self.started.borrow_mut().insert(identity.clone(), (shown.invocation.clone(), hash.clone()));
-            // Its own hook may have been kept from it, by a library path of the process's environment for one.
-            let known = self.runs.read(identity).is_ok_and(|journal| journal.run(&shown.invocation).is_some());
-            if !known {
-                let line = Line::Start { spec_hash: hash, at: unix_seconds(), invocation: shown.invocation };
-                if let Err(error) = self.runs.append(identity, &line) {
-                    tracing::warn!(%identity, %error, "no journal can be kept");
-                }
-            }
-        }
+        self.complete_start(launch, shown, before.as_deref());
         Ok(())
     }
 
@@ -419,15 +445,19 @@ impl Systemd {
         }
     }
 
-    /// Waits while it is being started: who is stopped then gets no word of it in the journal, and its end would count
-    /// as one that nobody asked for.
-    async fn come_to_rest(&self, identity: &Identity) -> Result<(), BackendError> {
-        self.show_settled(identity).await.map(|_| ())
+    /// Writes down that the end of what runs is asked for. What is being started is waited for: stopped in between it
+    /// gets no ExecStop, and its end would count as one that nobody asked for.
+    async fn announce_stop(&self, identity: &Identity) -> Result<(), BackendError> {
+        let shown = self.show_settled(identity).await?;
+        if matches!(shown.phase(), Phase::Runs(_)) && !shown.invocation.is_empty() {
+            self.note(identity, &Line::Stop { at: unix_seconds(), invocation: shown.invocation });
+        }
+        Ok(())
     }
 
     async fn stop_unit(&self, identity: &Identity, grace: Duration) -> Result<(), BackendError> {
         let unit = unit::name(identity);
-        self.come_to_rest(identity).await?;
+        self.announce_stop(identity).await?;
         unlink(&self.boot_link(identity))?;
         let folder = DirBuilder::new().recursive(true).mode(0o700).create(&self.own);
         folder.map_err(|error| failed(&self.own, "make", &error))?;
