@@ -42,7 +42,7 @@ tree_folder() { echo "$(cache_folder)/switch-$release-$edition"; }
 groups_root() {
   local root
   for root in /sys/fs/cgroup /sys/fs/cgroup/unified; do
-    [[ ! -f "$root/cgroup.procs" || "$(stat --file-system --format=%T "$root")" != cgroup2fs ]] || { echo "$root"; return; }
+    [[ ! -f "$root/cgroup.procs" || "$(stat --file-system --format=%T "$root")" != cgroup2fs ]] || { echo "$root"; return 0; }
   done
 }
 
@@ -62,8 +62,8 @@ lacks() {
   if [[ ! -d "$(tree_folder)" ]] && ! command -v debootstrap >/dev/null && { (($(id -u) != 0)) || ! command -v apt-get >/dev/null; }; then
     lacks+=("debootstrap is missing (Debian: apt-get install debootstrap)")
   fi
-  local IFS=';'
-  echo "${lacks[*]/#/ }" | sed 's/^ //'
+  local IFS=,
+  echo "${lacks[*]}"
 }
 
 # Makes the tree that all switches share, and that none of them writes to.
@@ -102,9 +102,16 @@ tree() (
 
 # --- A switch and its processes ---
 
+# What a switch has in DIR, and all that is ever removed from there. Its control group marks the folder as one.
+mark=praetor-switch
+parts=("$mark" keeper keeper.new log again tree upper work root copy copy.new)
+# The control group of the switch in DIR; nothing when DIR holds none, whatever else is in there.
+group_of() {
+  [[ ! -f "$dir/$mark" || -L "$dir/$mark" || ! "$(<"$dir/$mark")" =~ ^praetor-[0-9a-f]{12}$ ]] || cat "$dir/$mark"
+}
 open() {
   dir="$(realpath -m -- "$1")"
-  [[ -f "$dir/group" ]] || fail "$dir holds no switch: bring one up with hack/switch.sh up $1"
+  [[ -n "$(group_of)" ]] || fail "$dir holds no switch: bring one up with hack/switch.sh up $1"
 }
 # Something when this process is still the one that was written down, with its start time.
 same() { # file
@@ -143,10 +150,10 @@ booted() { # pid of the former first process or nothing
     if [[ -n "$pid" && "$pid" != "${1:-}" ]]; then
       state="$(enter "$pid" systemctl is-system-running 2>/dev/null || true)"
       case "$state" in
-        running) return ;;
+        running) return 0 ;;
         degraded)
           note "booted, but not all is well: $(enter "$pid" systemctl --failed --plain --no-legend | cut -d ' ' -f 1 | paste -sd ' ')"
-          return
+          return 0
           ;;
       esac
     fi
@@ -163,23 +170,26 @@ bring_up() {
     exit 3
   fi
   dir="$(realpath -m -- "$1")"
-  if [[ -f "$dir/group" ]]; then
+  if [[ -n "$(group_of)" ]]; then
     [[ -z "$(same "$dir/keeper")" ]] || fail "a switch of $dir runs: use it, or end it with hack/switch.sh down $1"
     take_down
   elif [[ -e "$dir" && -n "$(find "$dir" -mindepth 1 -print -quit 2>/dev/null || echo none)" ]]; then
     fail "$dir is no empty folder: choose a new one"
   fi
   tree
-  mkdir -p "$dir"/{upper,work,root}
-  trap 'trap - EXIT; take_down; note "interrupted; everything that was started is stopped and removed"' EXIT
+  group="praetor-$(head -c 6 /dev/urandom | od -An -v -tx1 | tr -d ' \n')"
+  trap interrupted EXIT
   trap 'exit 130' INT
   trap 'exit 143' TERM HUP
-  echo "praetor-$(head -c 6 /dev/urandom | od -An -v -tx1 | tr -d ' \n')" >"$dir/group"
-  mkdir "$(groups_root)/$(<"$dir/group")"
+  mkdir -p "$dir" || fail "cannot make the folder $dir"
+  # First of all, so that whatever is made can be found again.
+  (set -o noclobber && echo "$group" >"$dir/$mark") || fail "cannot write $dir/$mark"
+  mkdir "$dir"/{upper,work,root} "$(groups_root)/$group"
   tree_folder >"$dir/tree"
   # Detached from whoever asks for it, with nothing of their environment or open files.
-  setsid env -i PATH="$PATH" bash "$here/switch/keep.sh" "$dir" "$(groups_root)/$(<"$dir/group")" "$(<"$dir/tree")" \
+  setsid env -i PATH="$PATH" bash "$here/switch/keep.sh" "$dir" "$(groups_root)/$group" "$(<"$dir/tree")" \
     >"$dir/log" 2>&1 </dev/null &
+  disown
   local deadline=$((SECONDS + 10))
   until [[ -n "$(same "$dir/keeper")" ]]; do
     ((SECONDS < deadline)) || fail "no process for the switch could be started: $(tail -n 3 "$dir/log" | paste -sd ' ')"
@@ -189,10 +199,21 @@ bring_up() {
   trap - EXIT
 }
 
+# `up` ends without a switch: what it has made goes.
+interrupted() {
+  local status=$?
+  trap '' INT TERM HUP
+  trap - EXIT
+  take_down
+  rmdir -- "$dir" 2>/dev/null || true
+  note "everything that was started is stopped and removed"
+  exit "$status"
+}
+
 take_down() {
-  local group="" keeper pid root deadline=$((SECONDS + 30))
-  [[ ! -f "$dir/group" ]] || group="$(<"$dir/group")"
-  [[ "$group" == praetor-* ]] || return 0
+  local group keeper pid root part deadline=$((SECONDS + 30))
+  group="$(group_of)"
+  [[ -n "$group" ]] || return 0
   root="$(groups_root)"
   # The keeper first, so that it does not boot it again; the end of the first process is the end of all others.
   while keeper="$(same "$dir/keeper")" && [[ -n "$keeper" ]]; do
@@ -207,7 +228,9 @@ take_down() {
     ((SECONDS < deadline)) || fail "the control group $root/$group cannot be removed"
     sleep 0.05
   done
-  rm -rf --one-file-system -- "$dir"
+  # The mark last: what is interrupted can be done again.
+  for part in "${parts[@]:1}" "$mark"; do rm -rf --one-file-system -- "${dir:?}/$part"; done
+  rmdir -- "$dir" 2>/dev/null || note "$dir holds more than the switch: the rest stays"
 }
 
 command="${1:-}"
@@ -264,7 +287,6 @@ case "$command" in
   down)
     (($# == 1)) || usage
     dir="$(realpath -m -- "$1")"
-    [[ -f "$dir/group" ]] || exit 0
     take_down
     ;;
   *) usage ;;

@@ -27,7 +27,7 @@ pub struct Units {
 }
 
 impl Units {
-    pub fn new() -> Result<Box<dyn Site>, String> {
+    pub fn of_this_machine() -> Result<Box<dyn Site>, String> {
         if !Path::new("/run/systemd/system").is_dir() {
             return Err("systemd is not the first process here: hack/backends.sh brings up a switch where it is".into());
         }
