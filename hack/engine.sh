@@ -65,7 +65,8 @@ trap 'exit 143' TERM HUP
 
 answers() { curl --silent --fail --max-time 2 "$@" >/dev/null 2>&1; }
 start_daemon() {
-  rm -f "$folder/docker.pid"
+  # Its containerd dies with it, and may wait for somebody to notice: then a new daemon would take it for alive.
+  rm -f "$folder/docker.pid" "$folder/exec/containerd/containerd.pid"
   # Away from the terminal, so that Ctrl-C reaches this script first. No bridge and no rules of the firewall: the
   # machine's network stays as it is.
   setsid dockerd --config-file "$folder/daemon.json" --data-root "$folder/data" --exec-root "$folder/exec" --pidfile "$folder/docker.pid" \
@@ -142,7 +143,7 @@ while read -r word name program; do
   case "$word" in
     image) said="$(image "$name" "$program" 2>>"$folder/serve.log")" || ok=1 ;;
     halt) end_daemon TERM ;;
-    kill) end_daemon KILL ;;
+    kill) end_daemon KILL; ended "$(cat "$folder/exec/containerd/containerd.pid")" || ok=1 ;;
     start) start_daemon || ok=1 ;;
     *) ok=1 said="no such word: $word" ;;
   esac

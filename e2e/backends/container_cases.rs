@@ -170,7 +170,7 @@ pub async fn an_engine_that_goes_and_comes(docker: &Docker) {
             .await;
     runs(containers, &always).await;
 
-    for (round, order) in ["halt", "kill"].into_iter().enumerate() {
+    for order in ["halt", "kill"] {
         engine.order(order);
         let BackendError::Unavailable(why) = containers.probe().await.unwrap_err() else { panic!("it is away") };
         println!("{order}: {why}");
@@ -198,7 +198,8 @@ pub async fn an_engine_that_goes_and_comes(docker: &Docker) {
         for containers in [containers, &docker.another(None)] {
             let now = found(containers, &always).await;
             assert_eq!(now.epoch, counted.epoch);
-            assert!(now.exits > round as u64 && now.exits < 10, "{now:?}");
+            // The engine's own end is nobody's; what was counted before it stays.
+            assert!((1..3).contains(&now.exits), "{now:?}");
             assert_eq!(found(containers, &stopped).await.activity, Activity::Stopped);
             assert_eq!(found(containers, &never).await.activity, ended.activity);
         }
@@ -222,7 +223,10 @@ pub async fn agents_that_die_in_updates(docker: &Docker) {
         move || {
             let mut most = 0;
             while !done.load(Ordering::Relaxed) {
-                most = most.max(device::roots_with_variable("MARK=dying").len());
+                // Those that are alive before and after an instant, alive at that instant: first processes of containers.
+                let first = |pid: &i64| device::arguments(*pid).first().is_some_and(|a| a.contains("docker-init"));
+                let seen: Vec<i64> = device::roots_with_variable("MARK=dying").into_iter().filter(first).collect();
+                most = most.max(seen.into_iter().filter(|pid| device::alive(*pid)).count());
             }
             most
         }

@@ -396,6 +396,17 @@ impl Containers {
             self.act(Method::POST, &format!("/containers/{id}/unpause")).await?;
         }
         self.mark_stopped(identity, container).await?;
+        if container.host_config.restart_policy.name != config::NO_RESTART {
+            let (path, body) = (format!("/containers/{id}/update"), config::no_restart());
+            let question = Question::new(Method::POST, &path).with(&body);
+            match self.engine.ask::<Value>(question).await {
+                // Podman cannot do it; it does not start what was stopped either.
+                Err(EngineError::Refused { status, message }) if status != 404 => {
+                    debug!(message, "restart policy stays")
+                }
+                result => _ = EngineError::or_none(result)?,
+            }
+        }
         // The engine counts whole seconds.
         let seconds = grace.as_secs() + u64::from(grace.subsec_nanos() > 0);
         let path = format!("/containers/{id}/stop?t={seconds}");
@@ -405,12 +416,17 @@ impl Containers {
     }
 
     async fn mark_stopped(&self, identity: &Identity, container: &Container) -> Result<(), EngineError> {
-        let Some(started) = container.started_nanos() else { return Ok(()) };
-        if config::is_stopped(container.plain_name(), started) {
-            return Ok(());
-        }
+        let Some(started) = container.started_nanos().filter(|_| !container.is_being_stopped()) else { return Ok(()) };
         let new = config::stopped_name(identity, started);
-        self.act(Method::POST, &format!("/containers/{}/rename?name={new}", container.id)).await
+        let renamed = self.act(Method::POST, &format!("/containers/{}/rename?name={new}", container.id)).await;
+        // A call that was cut off may have come before this one.
+        match renamed {
+            Err(error) if matches!(error, EngineError::Refused { .. }) => match self.inspect(&container.id).await? {
+                Some(now) if !now.is_being_stopped() => Err(error),
+                _ => Ok(()),
+            },
+            result => result,
+        }
     }
 
     /// After a start: the ends of the old one are counted, it is removed, and the new one gets the name.
@@ -426,18 +442,26 @@ impl Containers {
         self.act(Method::POST, &format!("/containers/{fresh}/rename?name={identity}")).await
     }
 
+    /// Removes a container, and returns when it is gone.
     async fn delete(&self, id: &str) -> Result<(), EngineError> {
         // With the volumes that its image has asked for and nobody has named.
-        self.act(Method::DELETE, &format!("/containers/{id}?force=1&v=1")).await
+        let path = format!("/containers/{id}?force=1&v=1");
+        let removed = self.engine.ask::<Value>(Question::new(Method::DELETE, &path).within(ACTION_TIMEOUT)).await;
+        match removed {
+            // It is being removed already, for somebody who has not waited.
+            Err(error) if error.status() == Some(409) => {
+                let path = format!("/containers/{id}/wait?condition=removed");
+                let waited = self.engine.ask::<Value>(Question::new(Method::POST, &path).within(ACTION_TIMEOUT)).await;
+                EngineError::or_none(waited).map(|_| ())
+            }
+            result => EngineError::or_none(result).map(|_| ()),
+        }
     }
 
-    /// What needs no answer. One that is gone already is fine, too.
+    /// What needs no answer. Of what is gone already there is nothing to do, but a start.
     async fn act(&self, method: Method, path: &str) -> Result<(), EngineError> {
-        let question = Question::new(method.clone(), path).within(ACTION_TIMEOUT);
-        match self.engine.ask::<Value>(question).await {
+        match self.engine.ask::<Value>(Question::new(method, path).within(ACTION_TIMEOUT)).await {
             Err(error) if error.status() == Some(404) && !path.ends_with("/start") => Ok(()),
-            // Being removed already.
-            Err(error) if error.status() == Some(409) && method == Method::DELETE => Ok(()),
             result => result.map(|_| ()),
         }
     }
@@ -458,7 +482,8 @@ impl Containers {
                 c.identity().as_ref() == Some(&identity) && c.sequence() < running.sequence() && !c.is_alive()
             };
             let older: Vec<Container> = all.iter().filter(older).cloned().collect();
-            if !older.is_empty() || running.plain_name() != identity.as_str() {
+            // One that is being stopped keeps the name that says so.
+            if !running.is_being_stopped() && (!older.is_empty() || running.plain_name() != identity.as_str()) {
                 self.tidy(&identity, &older, &running.id).await?;
             }
         }

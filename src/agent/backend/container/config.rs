@@ -30,6 +30,8 @@ const PIDS_LIMIT: i64 = 4096;
 /// The log that the engine keeps of a container's output: so many files, each so long.
 const LOG_FILES: &str = "3";
 const LOG_FILE_SIZE: &str = "10m";
+/// The engine's restart policy that starts nothing.
+pub const NO_RESTART: &str = "no";
 /// Digits of the hash in a container's name.
 const NAME_DIGITS: usize = 8;
 
@@ -130,13 +132,19 @@ pub fn create(launch: &Launch, image: &str, sequence: u64, site: Site<'_>) -> Re
     Ok(Value::Object(body))
 }
 
-/// `unless-stopped` and not `always`: what we have stopped is not started when the engine or the device comes up again.
+/// `always` and not `unless-stopped`: an engine that was killed stops what has survived it, and takes that for an order.
 fn restart_policy(policy: RestartPolicy) -> &'static str {
     match policy {
-        RestartPolicy::Always => "unless-stopped",
+        RestartPolicy::Always => "always",
         RestartPolicy::OnFailure => "on-failure",
-        RestartPolicy::Never => "no",
+        RestartPolicy::Never => NO_RESTART,
     }
+}
+
+/// The update of a container that is about to be stopped: it is not started when the engine or the device comes up again.
+#[must_use]
+pub fn no_restart() -> Value {
+    json!({"RestartPolicy": {"Name": NO_RESTART}})
 }
 
 /// A value for a query: everything but letters, digits and four signs is escaped.
@@ -204,12 +212,10 @@ pub mod tests {
     }
 
     #[test]
-    fn what_is_stopped_stays_so_over_a_reboot() {
-        for (policy, name) in [
-            (RestartPolicy::Always, "unless-stopped"),
-            (RestartPolicy::OnFailure, "on-failure"),
-            (RestartPolicy::Never, "no"),
-        ] {
+    fn the_engine_restarts_as_the_spec_says() {
+        for (policy, name) in
+            [(RestartPolicy::Always, "always"), (RestartPolicy::OnFailure, "on-failure"), (RestartPolicy::Never, "no")]
+        {
             let body = create(&Launch { restart_policy: policy, ..launch() }, "i", 1, SITE).unwrap();
             assert_eq!(body["HostConfig"]["RestartPolicy"], json!({"Name": name}));
         }

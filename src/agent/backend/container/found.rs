@@ -152,6 +152,12 @@ impl Container {
         self.identity().is_none()
     }
 
+    /// Its name says that its last run was stopped, or is about to be.
+    #[must_use]
+    pub fn is_being_stopped(&self) -> bool {
+        self.started_nanos().is_some_and(|started| is_stopped(self.plain_name(), started))
+    }
+
     /// Nothing can be done with it any more but to remove it.
     fn is_going(&self) -> bool {
         matches!(self.state.status.as_str(), "removing" | "dead")
@@ -172,7 +178,7 @@ impl Container {
         if restarting {
             return Activity::Restarting(self.exit());
         }
-        if is_stopped(self.plain_name(), started) {
+        if self.is_being_stopped() {
             return Activity::Stopped;
         }
         Activity::Ended(self.exit())

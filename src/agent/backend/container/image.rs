@@ -98,14 +98,18 @@ impl Reference {
             None => (name, "latest"),
         };
         let sound = |text: &str, more: &[u8]| text.bytes().all(|c| c.is_ascii_alphanumeric() || more.contains(&c));
+        let reference = Self { repository: repository.to_owned(), tag: tag.to_owned(), digest };
         // A registry's name may hold an IPv6 address.
         if repository.is_empty() || !sound(repository, b"._-/:[]") || repository.split('/').any(str::is_empty) {
             return Err(bad("this is no name of an image"));
         }
+        if reference.path().bytes().any(|c| c.is_ascii_uppercase() || matches!(c, b':' | b'[' | b']')) {
+            return Err(bad("the name of an image is in lower case"));
+        }
         if tag.is_empty() || tag.len() > 128 || !sound(tag, b"._-") {
             return Err(bad("after ':' there must be a tag"));
         }
-        Ok(Self { repository: repository.to_owned(), tag: tag.to_owned(), digest })
+        Ok(reference)
     }
 
     /// Host and port of the registry.
@@ -115,6 +119,15 @@ impl Reference {
             Some((host, _)) if host.contains(['.', ':']) || host == "localhost" => host,
             _ => DEFAULT_REGISTRY,
         }
+    }
+
+    /// The repository without the registry.
+    #[must_use]
+    pub fn path(&self) -> &str {
+        self.repository
+            .strip_prefix(self.registry())
+            .and_then(|path| path.strip_prefix('/'))
+            .unwrap_or(&self.repository)
     }
 
     /// The image with a digest, by its name.
@@ -192,7 +205,7 @@ pub fn registry_auth(config: &[u8], registry: &str) -> Result<Option<String>, Fe
 pub fn why_not(words: &str, reference: &Reference) -> FetchError {
     let lower = words.to_lowercase();
     let says = |any: &[&str]| any.iter().any(|part| lower.contains(part));
-    let (registry, repository) = (reference.registry(), &reference.repository);
+    let (registry, repository) = (reference.registry(), reference.path());
     let (reason, message) = if says(&["no space left", "disk quota exceeded"]) {
         ("DiskFull", "the disk of the container engine is full".to_owned())
     } else if says(&["read-only file system"]) {
