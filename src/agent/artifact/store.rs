@@ -340,11 +340,14 @@ fn settle(blob: &Blob, name: &str, root: &Path, mut budget: Budget, rules: Rules
     match look(&blob.path)? {
         content @ (Content::Tar | Content::TarGzip) => {
             unpack(&blob.path, content, &mut tree, &mut budget, rules)?;
+            tree.sync()
         }
         // What is compressed otherwise is for the program to handle.
-        Content::Zstd | Content::Other => tree.adopt(Path::new(name), &blob.path, PROGRAM_MODE)?,
+        Content::Zstd | Content::Other => {
+            tree.adopt(Path::new(name), &blob.path, PROGRAM_MODE)?;
+            tree.sync_names()
+        }
     }
-    tree.sync()
 }
 
 /// The same bytes can come from two places with two names. If the artifact is one file, it has the other name, too.

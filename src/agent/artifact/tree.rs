@@ -30,10 +30,10 @@ pub struct Tree {
 // === impl Tree ===
 
 impl Tree {
-    /// Makes the folder, empty.
+    /// Makes the folder, if it is missing.
     ///
     /// # Errors
-    /// It cannot be made, or there is something.
+    /// It cannot be made.
     pub fn create(path: &Path) -> Result<Self, FetchError> {
         let failed = |error: Errno| trouble("make the artifact's folder", error);
         make(CWD, path.as_os_str(), FOLDER_MODE).map_err(failed)?;
@@ -157,6 +157,15 @@ impl Tree {
         // One call for all files: of these there may be a hundred thousand.
         let folder = File::open(&self.path).map_err(|error| FetchError::disk("open the artifact's folder", &error))?;
         rustix::fs::syncfs(&folder).map_err(|error| trouble("write the artifact to the disk", error))
+    }
+
+    /// Writes the names at the top to the disk; enough if all that is there was adopted there.
+    ///
+    /// # Errors
+    /// It refuses.
+    pub fn sync_names(&self) -> Result<(), FetchError> {
+        let synced = File::open(&self.path).and_then(|folder| folder.sync_all());
+        synced.map_err(|error| FetchError::disk("write the artifact to the disk", &error))
     }
 
     /// What is there; a link is a link.
