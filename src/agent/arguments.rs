@@ -18,6 +18,12 @@ pub const DEFAULT_STATE_FILE: &str = "/var/lib/apollo/agent/state.json";
 
 /// The settings of the agent. Each is a flag and a variable, so that each can stand in a settings file.
 #[derive(Debug, Default, Args)]
+/// Runs on a device: asks the gateway which processes the device should run, and reports what it has seen.
+///
+/// Every setting is a flag or an environment variable; the flag wins, and an empty one counts as absent. The agent
+/// keeps what it was told in the state file, runs it, and goes on while the gateway is away.
+#[derive(Parser)]
+#[command(name = "praetor-agent", version)]
 pub struct Arguments {
     /// Name of this device: the NetworkSwitch's name, or what deviceRef.name says
     #[arg(long, value_name = "NAME", env = "APOLLO_DEVICE_NAME")]

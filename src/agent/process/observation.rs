@@ -158,3 +158,6 @@ pub fn differs(before: &Observation<'_>, after: &Observation<'_>) -> bool {
 fn text(text: &str) -> Option<Cow<'static, str>> {
     (!text.is_empty()).then(|| text.to_owned().into())
 }
+
+#[cfg(test)]
+mod tests;

@@ -197,12 +197,14 @@ impl<'a> Situation<'a> {
     // --- what is not wanted
 
     fn unwanted(&self) -> Step {
-        for (kind, found) in self.found() {
-            let may = self.word == Word::Heard || (self.word == Word::Remembered && self.record.knows(&found.uid));
-            if !may {
-                return hold("it carries our mark, but no answer has come yet that lacks it");
-            }
+        let may = |found: &Found| {
+            self.word == Word::Heard || (self.word == Word::Remembered && self.record.knows(&found.uid))
+        };
+        if let Some((kind, _)) = self.found().find(|(_, found)| may(found)) {
             return self.at(self.retry_due, Action::Remove(kind), "it is no longer wanted", "removing it failed");
+        }
+        if self.found().next().is_some() {
+            return hold("it carries our mark, but no answer has come yet that lacks it");
         }
         match self.hidden(None) {
             Some(step) => step,
