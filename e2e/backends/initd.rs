@@ -216,6 +216,7 @@ pub fn scenes() {
         what_will_not_run_costs_nothing(&device).await;
         a_daemon_and_its_children_end_together(&device).await;
         logs_stay_short(&device).await;
+        half_a_start_keeps_others_out(&device).await;
         a_look_is_cheap(&Device::new().unwrap()).await;
         kills_at_any_moment_leave_one_copy(&device).await;
     });
@@ -500,6 +501,51 @@ async fn a_look_is_cheap(device: &Device) {
         assert_eq!(others, Vec::<PathBuf>::new(), "the waiting one has it open");
     }
     println!("initd: ten that wait have used {ticks} hundredths of a second and hold {} KiB each", memory / 10);
+}
+
+/// A start that was cut off between the lock and the record keeps the next one out until it is known what became of it.
+async fn half_a_start_keeps_others_out(device: &Device) {
+    let mut launch = device.launch("half", 1, conformance::OBEDIENT);
+    launch.env = vec![("MARK".to_owned(), "half".to_owned())];
+    device.initd.install(&launch).await.unwrap();
+    let description = device.path(&format!("state/initd/{}.json", launch.identity));
+    let restart = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_praetor-agent"));
+        command.args(["launch", "restart"]).arg(&description).arg("10000");
+        command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn().unwrap()
+    };
+    let mut kept_out = 0;
+    for _ in 0..40 {
+        let mut first = restart();
+        let launcher = i64::from(first.id());
+        let run = loop {
+            let children = fs::read_to_string(format!("/proc/{launcher}/task/{launcher}/children")).unwrap_or_default();
+            let mut children = children.split_whitespace().filter_map(|pid| pid.parse::<i64>().ok());
+            if let Some(run) = children.find(|pid| device::arguments(*pid).get(2).is_some_and(|verb| verb == "run")) {
+                break Some(run);
+            }
+            if first.try_wait().unwrap().is_some() {
+                break None;
+            }
+        };
+        let Some(run) = run else { continue };
+        // It may have ended already.
+        let stopped = Command::new("kill").args(["-STOP", &run.to_string()]).status().unwrap().success();
+        let _ = first.kill();
+        first.wait().unwrap();
+        let mut second = restart();
+        tokio::time::sleep(Duration::from_millis(150)).await;
+        if stopped {
+            kept_out += u32::from(second.try_wait().unwrap().is_none());
+            let _ = Command::new("kill").args(["-CONT", &run.to_string()]).status();
+        }
+        assert!(second.wait().unwrap().success());
+        let copies = || device::roots_with_variable("MARK=half");
+        until("what was held up goes on", || async { (copies().len() == 1).then_some(()) }).await;
+        assert!(!device::arguments(run).iter().any(|a| a == "run") || device.shim(&launch.identity) == run);
+    }
+    println!("initd: of 40 half starts {kept_out} kept the next one out");
+    assert!(kept_out > 0, "no start was held up in time: nothing was shown");
 }
 
 /// Whoever is killed at whatever moment, and whoever comes at the same time: one copy or none, and the next call makes
