@@ -4,7 +4,7 @@
 //! Init restarts nothing: the agent does, and is woken by the journal. The launcher does what takes time or must not
 //! be half done, so that it is the same from the agent, from init and from an operator's shell.
 //!
-//! Output of a process goes to `/var/log/<identity>.log`. The agent cuts it when it is over [`LOG_BYTES`], and keeps
+//! Output of a process goes to `/var/log/<identity>.log`. The agent cuts it when it is over 256 KiB, and keeps
 //! the former part as `….log.1`.
 
 use super::footprint::{Footprint, write_private};
