@@ -86,7 +86,7 @@ pub async fn images(docker: &Docker) {
         ("127.0.0.1:1/team/agent:1".to_owned(), "RegistryUnreachable"),
         ("no-such-host.invalid/team/agent:1".to_owned(), "RegistryUnreachable"),
         (format!("{}/team/agent:stable", engine.locked()), "Unauthorized"),
-        (format!("{registry}/Team/agent:stable"), "InvalidReference"),
+        (format!("{registry}/Team/agent:stable"), "BadReference"),
     ] {
         let error = fetch(containers, &image(&url, None), None).await.unwrap_err();
         println!("{reason}: {error}");
@@ -106,7 +106,7 @@ pub async fn images(docker: &Docker) {
     assert_eq!(fetch(&known, &image(&secret, None), None).await.as_ref(), Ok(&three));
     let lost = docker.another(Some("/nowhere/config.json".into()));
     let error = fetch(&lost, &image(&secret.replace("team/secret", "team/x"), None), None).await.unwrap_err();
-    assert!(error.reason == "RegistryConfigInvalid" && error.message.contains("/nowhere/config.json"), "{error}");
+    assert!(error.reason == "BadRegistryConfig" && error.message.contains("/nowhere/config.json"), "{error}");
 }
 
 /// What nobody needs goes, what somebody needs stays: a container, an operator.

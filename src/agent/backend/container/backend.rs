@@ -307,10 +307,10 @@ impl Containers {
     }
 
     async fn create(&self, launch: &Launch, image: &str, first: u64) -> Result<String, BackendError> {
-        let init = self.engine.about().await?.has_init;
-        let site = Site { network: &self.options.network, init };
-        for sequence in first..first + NAMES {
-            let body = config::create(launch, image, sequence, site)?;
+        let mut init = self.engine.about().await?.has_init;
+        let mut sequence = first;
+        while sequence < first + NAMES {
+            let body = config::create(launch, image, sequence, Site { network: &self.options.network, init })?;
             let name = config::name(launch, sequence);
             let path = format!("/containers/create?name={name}");
             let question = Question::new(Method::POST, &path).with(&body).within(ACTION_TIMEOUT);
@@ -320,7 +320,12 @@ impl Containers {
                     return Ok(id);
                 }
                 // The name is somebody else's: ours would have been found by its labels.
-                Err(error) if error.status() == Some(409) => debug!(container = name, %error, "the name is taken"),
+                Err(error) if error.status() == Some(409) => {
+                    debug!(container = name, %error, "the name is taken");
+                    sequence += 1;
+                }
+                // As Podman says it. Without an init process the program itself has to heed SIGTERM.
+                Err(error) if init && error.to_string().contains("init binary not found") => init = false,
                 Err(error) => return Err(self.explain(error, launch)),
             }
         }

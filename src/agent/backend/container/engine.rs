@@ -212,7 +212,8 @@ impl Engine {
         let path = self.path(question.path).await?;
         let answer = self.forget(self.whole(&question, &path).await)?;
         let body = answer.into_body();
-        self.decode(if body.is_empty() { b"null" } else { &body })
+        // Podman ends an empty answer with a newline.
+        self.decode(if body.trim_ascii().is_empty() { b"null" } else { &body })
     }
 
     /// Asks and gives the body as it is.

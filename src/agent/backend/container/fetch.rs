@@ -12,6 +12,7 @@ use crate::agent::process::spec::{Artifact, ArtifactType};
 use http::Method;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 use std::time::Duration;
 use tokio::time::timeout;
 use tracing::{debug, info};
@@ -70,9 +71,11 @@ impl Containers {
             }
             // An engine that cannot look up a tag resolves it with the pull.
             None => {
-                let digest =
-                    self.pull(&reference, &format!("{}:{}", reference.repository, reference.tag), auth).await?;
-                let digest = digest.ok_or_else(|| nameless(&reference))?;
+                let name = format!("{}:{}", reference.repository, reference.tag);
+                let digest = match self.pull(&reference, &name, auth).await? {
+                    Some(digest) => digest,
+                    None => self.only_digest(&reference, &name).await?,
+                };
                 check(&digest)?;
                 digest
             }
@@ -154,10 +157,20 @@ impl Containers {
         }
     }
 
+    /// The digest of an image of which the engine knows a single one.
+    async fn only_digest(&self, reference: &Reference, name: &str) -> Result<String, FetchError> {
+        let image = self.image(name).await.map_err(away)?.ok_or_else(|| nameless(reference))?;
+        let digests: BTreeSet<&str> = image.digests().collect();
+        match digests.first() {
+            Some(digest) if digests.len() == 1 => Ok((*digest).to_owned()),
+            _ => Err(nameless(reference)),
+        }
+    }
+
     async fn credentials(&self, registry: &str) -> Result<Option<String>, FetchError> {
         let Some(path) = &self.options.registry_config else { return Ok(None) };
         let bad = |why: String| {
-            failed(Stage::Download, "RegistryConfigInvalid", format!("--registry-config {}: {why}", path.display()))
+            failed(Stage::Download, "BadRegistryConfig", format!("--registry-config {}: {why}", path.display()))
         };
         let size = tokio::fs::metadata(path).await.map_err(|error| bad(error.kind().to_string()))?.len();
         if size > MAX_CONFIG_BYTES {
@@ -233,12 +246,12 @@ fn is_no_route(error: &EngineError) -> bool {
 
 fn nameless(reference: &Reference) -> FetchError {
     let message = format!("the container engine does not say which digest {} has", reference.repository);
-    failed(Stage::Verify, "PullFailed", message)
+    failed(Stage::Verify, "EngineError", message)
 }
 
 fn away(error: EngineError) -> FetchError {
     let reason = match error {
-        EngineError::Refused { .. } => "PullFailed",
+        EngineError::Refused { .. } => "EngineError",
         EngineError::Away(..) | EngineError::Strange(..) => ENGINE_AWAY,
     };
     failed(Stage::Download, reason, error.to_string())

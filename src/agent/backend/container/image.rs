@@ -85,7 +85,7 @@ impl Reference {
     /// # Errors
     /// Reason and a sentence for the operator.
     pub fn parse(url: &str) -> Result<Self, FetchError> {
-        let bad = |why: &str| failed(Stage::Download, "InvalidReference", format!("artifact.url: {why}"));
+        let bad = |why: &str| failed(Stage::Download, "BadReference", format!("artifact.url: {why}"));
         let text = url.strip_prefix("oci://").unwrap_or(url);
         let (name, digest) = match text.split_once('@') {
             Some((name, digest)) if is_digest(digest) => (name, Some(digest.to_owned())),
@@ -172,7 +172,7 @@ impl Progress {
 /// # Errors
 /// When the file cannot be read, or keeps the credentials in a program.
 pub fn registry_auth(config: &[u8], registry: &str) -> Result<Option<String>, FetchError> {
-    let bad = |why: &str| failed(Stage::Download, "RegistryConfigInvalid", format!("--registry-config: {why}"));
+    let bad = |why: &str| failed(Stage::Download, "BadRegistryConfig", format!("--registry-config: {why}"));
     let config: DockerConfig =
         serde_json::from_slice(config).map_err(|_| bad("the file is no docker config in JSON"))?;
     let host = |key: &str| {
@@ -211,7 +211,7 @@ pub fn why_not(words: &str, reference: &Reference) -> FetchError {
     } else if says(&["read-only file system"]) {
         ("ReadOnlyFileSystem", "the container engine cannot write: read-only file system".to_owned())
     } else if says(&["toomanyrequests", "too many requests", "rate limit"]) {
-        ("TooManyRequests", format!("the registry {registry} says that there are too many requests"))
+        ("RegistryError", format!("the registry {registry} says that there are too many requests"))
     } else if says(&[
         "unauthorized",
         "authentication required",
@@ -233,7 +233,7 @@ pub fn why_not(words: &str, reference: &Reference) -> FetchError {
             reference.digest.as_ref().map_or_else(|| format!(":{}", reference.tag), |digest| format!("@{digest}"));
         ("NotFound", format!("the registry {registry} does not have {repository}{what}"))
     } else if says(&["x509:", "certificate", "tls:", "http response to https client"]) {
-        ("RegistryUntrusted", format!("the container engine does not trust the registry {registry}: {}", trust(&lower)))
+        ("Untrusted", format!("the container engine does not trust the registry {registry}: {}", trust(&lower)))
     } else if says(&[
         "dial tcp",
         "no such host",
@@ -252,9 +252,9 @@ pub fn why_not(words: &str, reference: &Reference) -> FetchError {
     ]) {
         ("RegistryUnreachable", format!("the container engine cannot reach the registry {registry}: {}", reach(&lower)))
     } else if says(&["digest", "checksum", "unexpected commit", "verification failed"]) {
-        ("DigestMismatch", format!("the registry {registry} sends something else than it promised"))
+        ("ChecksumMismatch", format!("the registry {registry} sends something else than it promised"))
     } else {
-        ("PullFailed", format!("the container engine cannot fetch {repository} from {registry}"))
+        ("EngineError", format!("the container engine cannot fetch {repository} from {registry}"))
     };
     failed(Stage::Download, reason, message)
 }
@@ -334,10 +334,7 @@ mod tests {
             ["", "oci://", "a:", "a b", "a//b", "/a", "a@sha256:12", "a@md5:12", "a?x=y", "a:b/c:", "https://a/b"]
         {
             let error = Reference::parse(url).unwrap_err();
-            assert!(
-                error.message.starts_with("artifact.url: ") && error.reason == "InvalidReference",
-                "{url}: {error}"
-            );
+            assert!(error.message.starts_with("artifact.url: ") && error.reason == "BadReference", "{url}: {error}");
         }
     }
 
@@ -400,16 +397,16 @@ mod tests {
                 "in time",
             ),
             ("write /var/lib/docker/tmp/GetImageBlob123: no space left on device", "DiskFull", "full"),
-            ("toomanyrequests: You have reached your pull rate limit.", "TooManyRequests", "too many"),
+            ("toomanyrequests: You have reached your pull rate limit.", "RegistryError", "too many"),
             ("no matching manifest for linux/arm64/v8 in the manifest list entries", "NoMatchingPlatform", "processor"),
-            ("Get \"https://x/v2/\": x509: certificate signed by unknown authority", "RegistryUntrusted", "authority"),
+            ("Get \"https://x/v2/\": x509: certificate signed by unknown authority", "Untrusted", "authority"),
             (
                 "Get \"https://x/v2/\": http: server gave HTTP response to HTTPS client",
-                "RegistryUntrusted",
+                "Untrusted",
                 "insecure-registries",
             ),
-            ("filesystem layer verification failed for digest sha256:12", "DigestMismatch", "something else"),
-            ("something new", "PullFailed", "team/agent"),
+            ("filesystem layer verification failed for digest sha256:12", "ChecksumMismatch", "something else"),
+            ("something new", "EngineError", "team/agent"),
         ] {
             let error = why_not(words, &it);
             assert!(error.reason == reason && error.message.contains(part), "{words}: {} {error}", error.reason);
