@@ -136,7 +136,7 @@ pub async fn collection(docker: &Docker) {
     };
     assert_eq!(present().0, [true, true, true, true]);
     for _ in 0..2 {
-        containers.collect(&[digests[0].clone()]).await;
+        containers.collect(&digests[..1]).await;
         let (there, names) = present();
         assert_eq!(there, [true, true, true, false], "{names:?}");
         assert!(names.iter().any(|line| line.contains("shelf/theirs:1")), "{names:?}");
@@ -243,7 +243,7 @@ pub async fn agents_that_die_in_updates(docker: &Docker) {
         let begun = Instant::now();
         let _ = tokio::time::timeout(patience, update).await;
         let second = docker.another(None);
-        second.collect(&[artifact.digest.clone()]).await;
+        second.collect(std::slice::from_ref(&artifact.digest)).await;
         run(&second, &launch).await;
         longest = longest.max(begun.elapsed());
         let now = found(&second, &launch).await;

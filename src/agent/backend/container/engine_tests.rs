@@ -7,8 +7,11 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixListener;
 
+/// The first lines of the requests, and the connections.
+type Server = JoinHandle<(Vec<String>, Vec<UnixStream>)>;
+
 /// An engine that gives one answer for each connection and closes none; with the first lines of the requests.
-fn scripted(answers: Vec<String>) -> (TempDir, Engine, JoinHandle<(Vec<String>, Vec<UnixStream>)>) {
+fn scripted(answers: Vec<String>) -> (TempDir, Engine, Server) {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("engine.sock");
     let listener = UnixListener::bind(&socket).unwrap();

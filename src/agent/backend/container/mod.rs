@@ -9,7 +9,7 @@
 //! - [`tally`], [`tallies`]: counts of ends, over all containers of a process
 //! - [`image`]: references, credentials, causes of failed pulls
 //! - [`refusals`]: why a container cannot be made or started
-//! - [`frames`]: streams
+//! - [`frames`]: lines and outputs in streams
 
 pub mod arguments;
 pub mod backend;
