@@ -30,6 +30,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+/// How often a fetch is killed, at points that are spread over it.
+const KILLS: u32 = 24;
 const PATIENCE: Duration = Duration::from_secs(900);
 
 async fn get(store: &Store, reference: &str) -> Result<Fetched, FetchError> {
@@ -304,13 +306,13 @@ async fn kills_leave_nothing_unchecked_and_it_converges() {
     let whole = begun.elapsed();
     assert_eq!(visible(&artifacts, &digest, &hash), 1);
     let mut seen = [0, 0];
-    for round in 0..40_u32 {
-        if round % 8 == 0 {
+    for round in 0..KILLS {
+        if round % 6 == 0 {
             fs::remove_dir_all(&artifacts).unwrap();
         }
         let mut process = Process::spawn("fetching", &launch, &log);
         // A moment of the run, not a wait for something.
-        tokio::time::sleep(whole * (round * 7 % 40) / 40).await;
+        tokio::time::sleep(whole * (round * 7 % KILLS) / KILLS).await;
         process.kill9();
         seen[visible(&artifacts, &digest, &hash)] += 1;
     }
@@ -318,7 +320,7 @@ async fn kills_leave_nothing_unchecked_and_it_converges() {
     assert_eq!(exit.code, Some(0), "{}", fs::read_to_string(&log).unwrap());
     assert_eq!(visible(&artifacts, &digest, &hash), 1);
     assert_eq!(fs::read_dir(artifacts.join("incoming")).unwrap().count(), 0);
-    eprintln!("40 kills: {} with nothing visible, {} with all of it", seen[0], seen[1]);
+    eprintln!("{KILLS} kills: {} with nothing visible, {} with all of it", seen[0], seen[1]);
     assert!(seen[0] > 0, "some kills came in time");
 }
 

@@ -6,6 +6,7 @@ use super::address::{Address, AddressError};
 use super::budget::Pace;
 use super::fault::{self, Peer};
 use super::policy::Policy;
+use super::resume::retry_after;
 use crate::agent::client::{Driver, HandshakeError, RequestError, connect, http1, shake};
 use crate::agent::distrust::{explain_about, speaks_no_tls};
 use crate::agent::trust::Trust;
@@ -15,15 +16,13 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::SendRequest;
 use rustls::pki_types::ServerName;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::time::timeout;
 
 /// Longest time until there is a connection: name lookup, TCP, TLS.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 /// Most redirects of one request.
 const MAX_REDIRECTS: usize = 10;
-/// A server's word on when to come again counts up to here.
-const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
 
 /// Sends requests and keeps the last connection for the next one.
 pub struct Http {
@@ -292,9 +291,9 @@ impl Reply {
             StatusCode::TOO_MANY_REQUESTS => (self.peer.error(), format!("{who} is asked too often")),
             status => (self.peer.error(), format!("{who} answers {} to the request for {what}", status.as_u16())),
         };
-        let seconds = self.header(header::RETRY_AFTER).and_then(|text| text.trim().parse().ok());
-        FetchError::download(reason, message)
-            .again_after(seconds.map(|seconds| Duration::from_secs(seconds).min(MAX_RETRY_AFTER)))
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let after = self.header(header::RETRY_AFTER).and_then(|text| retry_after(text, now.as_secs()));
+        FetchError::download(reason, message).again_after(after)
     }
 }
 

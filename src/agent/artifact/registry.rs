@@ -14,7 +14,7 @@ use super::policy::Policy;
 use super::reference::{Reference, Version, is_digest};
 use super::store::{PROGRAM_MODE, Request, Store, fresh_root};
 use super::tree::Tree;
-use super::unpack::{Content, Rules, look, remove_hidden, unpack};
+use super::unpack::{Content, Rules, look, look_at_layer, remove_hidden, unpack};
 use super::{FetchError, Fetched};
 use ::http::{HeaderMap, HeaderValue, StatusCode, header};
 use sha2::{Digest, Sha256};
@@ -128,7 +128,10 @@ pub(super) async fn fetch(
 fn lay(root: &Path, layers: &[Layer], blobs: &[Blob], mut budget: Budget, rules: Rules<'_>) -> Result<(), FetchError> {
     let mut tree = Tree::create(root)?;
     for (number, (layer, blob)) in layers.iter().zip(blobs).enumerate() {
-        let content = look(&blob.path)?;
+        let content = match &layer.form {
+            Form::Archive => look_at_layer(&blob.path)?,
+            Form::File(_) | Form::Either(_) => look(&blob.path)?,
+        };
         let title = match &layer.form {
             Form::File(title) => Some(title),
             Form::Either(title) if matches!(content, Content::Zstd | Content::Other) => Some(title),
@@ -264,11 +267,12 @@ impl<'a> Registry<'a> {
     /// A request with whatever proof the registry wants to see.
     async fn ask(&mut self, route: &str, headers: HeaderMap) -> Result<Reply, FetchError> {
         let mut reply = self.send(route, &headers).await?;
-        if reply.status == StatusCode::UNAUTHORIZED {
+        // Of the registry itself; whom it redirects to learns nothing of its credentials.
+        if reply.status == StatusCode::UNAUTHORIZED && reply.from.same_origin(&self.base) {
             // None yet, or a token that has run out.
             self.authorize(&reply).await?;
             reply = self.send(route, &headers).await?;
-            if matches!(reply.status, StatusCode::UNAUTHORIZED) {
+            if reply.status == StatusCode::UNAUTHORIZED {
                 return Err(self.unauthorized("refuses the credentials, or has nothing of that name for them"));
             }
         }

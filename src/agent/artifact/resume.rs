@@ -1,6 +1,12 @@
-//! Pure: going on with a download where it broke off (RFC 9110 §13 and §14).
+//! Pure: going on with a download where it broke off (RFC 9110 §13 and §14), and when to try again (§10.2.3).
 
+use crate::wire::time;
 use serde::{Deserialize, Serialize};
+use std::time::Duration;
+
+/// A server's word on when to come again counts up to here.
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
+const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
 
 /// What is known of the bytes that a part of is here.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -109,6 +115,24 @@ fn content_range(text: &str) -> Option<(u64, u64, Option<u64>)> {
     (start <= end && end < u64::MAX && total.is_none_or(|total| end < total)).then_some((start, end, total))
 }
 
+/// How long to wait by the value of a `Retry-After` header, in seconds or a date, at most an hour. `now`: seconds since
+/// 1970.
+#[must_use]
+pub fn retry_after(text: &str, now: u64) -> Option<Duration> {
+    let seconds = text.trim().parse().ok().or_else(|| Some(date(text)?.saturating_sub(now)))?;
+    Some(Duration::from_secs(seconds).min(MAX_RETRY_AFTER))
+}
+
+/// `Wed, 21 Oct 2015 07:28:00 GMT`, seconds since 1970 (RFC 9110 §5.6.7; not the forms that nobody sends any more).
+fn date(text: &str) -> Option<u64> {
+    let (_, rest) = text.trim().split_once(", ")?;
+    let parts: Vec<_> = rest.split(' ').collect();
+    let [day, month, year, clock, "GMT"] = parts.as_slice() else { return None };
+    let month = MONTHS.iter().position(|name| name == month)? + 1;
+    let unix = time::parse(&format!("{year}-{month:02}-{day}T{clock}Z"))?;
+    u64::try_from(unix.seconds).ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -150,6 +174,26 @@ mod tests {
             (&whole, answer(416, None, None), None, Verdict::Nonsense),
         ] {
             assert_eq!(question.judge(answer, known), verdict, "{question:?} {answer:?}");
+        }
+    }
+
+    #[test]
+    fn when_to_try_again() {
+        let date = "Wed, 21 Oct 2015 07:28:00 GMT";
+        for (text, now, seconds) in [
+            ("7", 0, Some(7)),
+            (" 7 ", 0, Some(7)),
+            ("999999", 0, Some(3600)),
+            (date, 1_445_412_480 - 30, Some(30)),
+            // It is over; or this device's clock stands at 1970.
+            (date, 1_445_412_480 + 30, Some(0)),
+            (date, 75, Some(3600)),
+            ("-1", 0, None),
+            ("soon", 0, None),
+            ("Wed, 21 Okt 2015 07:28:00 GMT", 0, None),
+            ("Wed, 21 Oct 2015", 0, None),
+        ] {
+            assert_eq!(retry_after(text, now), seconds.map(Duration::from_secs), "{text}");
         }
     }
 

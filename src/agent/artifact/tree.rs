@@ -7,7 +7,7 @@ use super::paths::printable;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{
     AtFlags, CWD, FileType, Mode, OFlags, Timespec, Timestamps, fchmod, futimens, linkat, mkdirat, open, openat,
-    renameat, statat, symlinkat, unlinkat,
+    statat, symlinkat, unlinkat,
 };
 use rustix::io::Errno;
 use std::ffi::OsStr;
@@ -102,17 +102,17 @@ impl Tree {
         linkat(from, name_of(of)?, to, name, AtFlags::empty()).map_err(failed)
     }
 
-    /// Takes in a file from elsewhere on the same disk.
+    /// Takes in a file from elsewhere on the same disk, which keeps its name there: another layer may be the same bytes.
     ///
     /// # Errors
     /// As of [`Tree::folder`].
     pub fn adopt(&mut self, path: &Path, file: &Path, mode: u32) -> Result<(), FetchError> {
         let name = name_of(path)?;
-        let failed = |error| trouble("move a file of the artifact", error);
+        let failed = |error| trouble("name a file of the artifact", error);
         let opened = File::open(file).map_err(|error| FetchError::disk("open a file of the artifact", &error))?;
         fchmod(&opened, Mode::from_raw_mode(mode)).map_err(failed)?;
         self.remove(path)?;
-        renameat(CWD, file, self.parent(path)?, name).map_err(failed)?;
+        linkat(CWD, file, self.parent(path)?, name, AtFlags::empty()).map_err(failed)?;
         // Few of these come in one artifact.
         opened.sync_all().map_err(|error| FetchError::disk("write the artifact to the disk", &error))
     }

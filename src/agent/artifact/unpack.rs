@@ -78,6 +78,20 @@ pub fn look(path: &Path) -> Result<Content, FetchError> {
     Ok(if read.is_ok() && tar(&inner) { Content::TarGzip } else { Content::Other })
 }
 
+/// Looks at how a layer begins that is said to be an archive; one of no files is nothing but zeros.
+///
+/// # Errors
+/// It cannot be read.
+pub fn look_at_layer(path: &Path) -> Result<Content, FetchError> {
+    let failed = |error: io::Error| FetchError::disk("read what was downloaded", &error);
+    let mut start = Vec::new();
+    File::open(path).map_err(failed)?.take(BLOCK_BYTES as u64).read_to_end(&mut start).map_err(failed)?;
+    if start.starts_with(&[0x1f, 0x8b]) {
+        return Ok(Content::TarGzip);
+    }
+    if start.iter().all(|byte| *byte == 0) { Ok(Content::Tar) } else { look(path) }
+}
+
 /// Removes from lower layers what the layer at `path` says. Done before any of its own files come, so that it never
 /// takes these.
 ///

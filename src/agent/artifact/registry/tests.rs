@@ -152,12 +152,18 @@ async fn an_index_leads_to_this_platform_and_checksums_may_be_of_each() {
     fails(&shop, &format!("{}/r:nested", server.host), None, fault::UNSUPPORTED_MEDIA_TYPE, "another index").await;
 }
 
+fn titled_in(shelf: &mut Shelf, title: &str, bytes: &[u8]) -> serde_json::Value {
+    let mut layer = shelf.blob("application/x", bytes);
+    layer["annotations"] = json!({"org.opencontainers.image.title": title});
+    layer
+}
+
 #[tokio::test]
 async fn artifacts_that_are_no_images_become_files() {
     let mut shelf = Shelf::default();
     let mut titled = |kind: &str, title: &str, bytes: &[u8]| {
-        let mut layer = shelf.blob(kind, bytes);
-        layer["annotations"] = json!({"org.opencontainers.image.title": title});
+        let mut layer = titled_in(&mut shelf, title, bytes);
+        layer["mediaType"] = json!(kind);
         layer
     };
     let program = titled("application/vnd.acme.agent", "agent", b"program");
@@ -171,6 +177,9 @@ async fn artifacts_that_are_no_images_become_files() {
     let hidden = shelf.blob(TAR, &[0x28, 0xb5, 0x2f, 0xfd, 0, 0]);
     let nameless = shelf.blob("application/x-thing", b"x");
     let nothing = shelf.blob(GZIP, b"this is no archive");
+    let same = ["one", "sub/two"].map(|title| titled_in(&mut shelf, title, b"")).to_vec();
+    // What docker writes for a step that changes no file.
+    let zeros = vec![shelf.blob(GZIP, &gzip(&[0; 1024])), shelf.blob(TAR, &[0; 10240]), shelf.blob(TAR, b"")];
     for (tag, layers) in [
         ("files", vec![program, plain, archive]),
         ("evil", vec![evil]),
@@ -180,6 +189,8 @@ async fn artifacts_that_are_no_images_become_files() {
         ("nameless", vec![nameless]),
         ("nothing", vec![nothing]),
         ("empty", vec![]),
+        ("same", same),
+        ("zeros", zeros),
     ] {
         shelf.manifest(Some(tag), &json!({"schemaVersion": 2, "artifactType": "application/x", "layers": layers}));
     }
@@ -203,6 +214,9 @@ async fn artifacts_that_are_no_images_become_files() {
     assert!(!Path::new("/evil").exists() && shop.listed().1.is_empty());
     let fetched = get(&shop, &url("files")).await.unwrap();
     assert_eq!(text(&fetched, "agent") + &text(&fetched, "etc/agent.conf") + &text(&fetched, "data/x"), "programconfx");
+    let same = get(&shop, &url("same")).await.unwrap();
+    assert_eq!(text(&same, "one") + &text(&same, "sub/two"), "");
+    assert!(fs::read_dir(root(&get(&shop, &url("zeros")).await.unwrap())).unwrap().next().is_none());
     assert!(fs::read_dir(root(&get(&shop, &url("empty")).await.unwrap())).unwrap().next().is_none());
 }
 
@@ -295,11 +309,33 @@ async fn basic_credentials() {
         .unwrap();
     assert_eq!(get(&shop, &url).await.unwrap().digest, digest);
     let odd = Server::start(|_, _| answer("401 Unauthorized", "WWW-Authenticate: Negotiate\r\n", b"")).await;
-    fails(&shop_of(&shop), &format!("{}/r:1", odd.host), None, fault::UNAUTHORIZED, "a kind of credentials").await;
+    fails(&Shop::new(|_| {}), &format!("{}/r:1", odd.host), None, fault::UNAUTHORIZED, "a kind of credentials").await;
 }
 
-fn shop_of(_: &Shop) -> Shop {
-    Shop::new(|_| {})
+/// Storage behind a registry wants credentials of its own: it does not get the registry's.
+#[tokio::test]
+async fn who_is_redirected_to_cannot_ask_for_credentials() {
+    let (shelf, _) = image();
+    let thief = Server::start(|request, _| {
+        let host = request.header("host").unwrap();
+        let realm = format!("WWW-Authenticate: Bearer realm=\"http://{host}/token\"\r\n");
+        if request.target.starts_with("/token") {
+            ok(b"{\"token\": \"x\"}")
+        } else {
+            answer("401 Unauthorized", &realm, b"")
+        }
+    })
+    .await;
+    let location = format!("Location: {}\r\n", thief.url("blob"));
+    let server = Server::start(move |request, _| {
+        if request.target.contains("/blobs/") { answer("307 Go", &location, b"") } else { shelf.answer(request) }
+    })
+    .await;
+    let config = tempfile::NamedTempFile::new().unwrap();
+    fs::write(&config, json!({"auths": {server.host.clone(): {"auth": "bWU6c2VjcmV0"}}}).to_string()).unwrap();
+    let shop = Shop::new(|policy| policy.registry_config = Some(config.path().to_owned()));
+    fails(&shop, &format!("{}/r:1", server.host), None, fault::UNAUTHORIZED, "wants credentials").await;
+    assert!(thief.seen().iter().all(|seen| seen.header("authorization").is_none() && seen.target == "/blob"));
 }
 
 /// Each lie is named, and nothing of what it brought is ever visible.
