@@ -358,7 +358,11 @@ fn also_named(root: &Path, name: &str, digest: &str) -> io::Result<()> {
     for entry in fs::read_dir(root)? {
         let entry = entry?;
         if entry.file_type()?.is_file() && format!("{ALGORITHM}{}", hash_file(&entry.path())?) == digest {
-            fs::hard_link(entry.path(), root.join(name))?;
+            match fs::hard_link(entry.path(), root.join(name)) {
+                // Two ask at the same time.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                other => other?,
+            }
             return File::open(root)?.sync_all();
         }
     }
