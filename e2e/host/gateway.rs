@@ -122,12 +122,12 @@ fn read(stream: &mut impl BufRead) -> Option<Asked> {
 }
 
 /// The truth about a device that should run these, for whoever has the token; what is known already is not told
-/// again.
+/// again. What they are made of does not exist, so that nothing is ever started on the machine of the test.
 pub fn good(names: &[&str]) -> impl Fn(&Asked) -> Answer + Send + Sync + 'static {
     let item = |name: &&str| {
         format!(
             r#"{{"uid":"uid-{name}","namespace":"infra","name":"{name}","generation":1,"specHash":"sha256:0011223344556677",
-            "spec":{{"artifact":{{"type":"file","url":"/bin/true"}},"execution":{{"backend":"systemd","command":["true"]}}}}}}"#
+            "spec":{{"artifact":{{"type":"file","url":"/nowhere/at/all"}},"execution":{{"backend":"initd","command":["/nowhere/at/all"]}}}}}}"#
         )
     };
     let items: Vec<_> = names.iter().map(item).collect();

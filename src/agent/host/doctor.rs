@@ -103,7 +103,7 @@ async fn examine(agent: &Arguments, file: &FileRead) -> Vec<Finding> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
     all.push(findings::clock(i64::try_from(now).unwrap_or(i64::MAX), theirs));
     let state_file = agent.state_file();
-    let folder = folder_of(&state_file);
+    let folder = &std::path::absolute(folder_of(&state_file)).unwrap_or_else(|_| folder_of(&state_file).to_owned());
     all.push(writable(folder));
     all.extend(room(folder));
     let (wanted, said) = state(&state_file, device.as_ref().ok().map(String::as_str));

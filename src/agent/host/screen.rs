@@ -293,6 +293,7 @@ fn row(seen: &Observation<'_>, restart: Restart) -> Row {
     let problem = some(&seen.error_message)
         .or_else(|| some(&seen.artifact_last_error))
         .or_else(|| if verified { some(&seen.artifact_verify_message) } else { None })
+        .or_else(|| some(&seen.health_message).filter(|_| seen.healthy == Some(false)))
         .or_else(|| some(&seen.warning_message));
     let started = seen.process_started == Some(true);
     Row {

@@ -73,7 +73,8 @@ pub fn status(command: &Status, file: &FileRead, out: &mut impl Write) -> io::Re
 }
 
 fn look(state_file: &Path, file: &FileRead, containers: container::Options) -> Belief {
-    let folder = folder_of(state_file);
+    // Backends know absolute paths.
+    let folder = &std::path::absolute(folder_of(state_file)).unwrap_or_else(|_| folder_of(state_file).to_owned());
     let mut belief = Belief {
         settings_file: file.path().map(|path| path.display().to_string()),
         state_folder: folder.display().to_string(),
@@ -106,13 +107,12 @@ fn look(state_file: &Path, file: &FileRead, containers: container::Options) -> B
         belief.gateways = urls.map(|url| url.trim().to_owned()).filter(|url| !url.is_empty()).collect();
         belief.token = settings.get("APOLLO_DEVICE_TOKEN_FILE").map(str::to_owned);
     }
-    remember(&mut belief, state_file, containers);
+    remember(&mut belief, state_file, folder, containers);
     belief
 }
 
 /// What the state file says, and what is remembered and found of each process.
-fn remember(belief: &mut Belief, state_file: &Path, containers: container::Options) {
-    let folder = folder_of(state_file);
+fn remember(belief: &mut Belief, state_file: &Path, folder: &Path, containers: container::Options) {
     let mut wanted = Vec::new();
     match std::fs::read(state_file).map(|bytes| held(belief, &bytes)) {
         Ok(Ok(all)) => wanted = all,
