@@ -15,18 +15,9 @@ use tracing::level_filters::LevelFilter;
 
 /// Where the state is kept unless somebody says otherwise.
 pub const DEFAULT_STATE_FILE: &str = "/var/lib/apollo/agent/state.json";
-const DEFAULT_STATE_FILE: &str = "/var/lib/apollo/agent/state.json";
-const DEFAULT_CONTAINER_SOCKET: &str = "/var/run/docker.sock";
-const DEFAULT_CONTAINER_NETWORK: &str = "host";
 
 /// The settings of the agent. Each is a flag and a variable, so that each can stand in a settings file.
 #[derive(Debug, Default, Args)]
-/// Runs on a device: asks the gateway which processes the device should run, and reports what it has seen.
-///
-/// Every setting is a flag or an environment variable; the flag wins, and an empty one counts as absent. The agent
-/// keeps what it was told in the state file, runs it, and goes on while the gateway is away.
-#[derive(Parser)]
-#[command(name = "praetor-agent", version)]
 pub struct Arguments {
     /// Name of this device: the NetworkSwitch's name, or what deviceRef.name says
     #[arg(long, value_name = "NAME", env = "APOLLO_DEVICE_NAME")]
@@ -51,14 +42,6 @@ pub struct Arguments {
     /// Where to keep what the device should run [default: /var/lib/apollo/agent/state.json]
     #[arg(long, value_name = "FILE", env = "APOLLO_AGENT_STATE_FILE")]
     state_file: Option<String>,
-
-    /// Socket of the container engine, Docker or another one with its API [default: /var/run/docker.sock]
-    #[arg(long, value_name = "PATH", env = "APOLLO_AGENT_CONTAINER_SOCKET")]
-    container_socket: Option<String>,
-
-    /// Network of containers: host, bridge, none or one of the engine's networks by its name [default: host]
-    #[arg(long, value_name = "NETWORK", env = "APOLLO_AGENT_CONTAINER_NETWORK")]
-    container_network: Option<String>,
 
     /// Report, but run nothing
     #[arg(long, env = "APOLLO_AGENT_OBSERVE_ONLY", value_parser = FalseyValueParser::new())]
@@ -125,10 +108,6 @@ pub struct Settings {
     pub token: Token,
     /// Where to keep what is held.
     pub state_file: PathBuf,
-    /// The socket of the container engine.
-    pub container_socket: PathBuf,
-    /// The network of containers.
-    pub container_network: String,
     /// Run nothing.
     pub observe_only: bool,
     /// Where artifacts may come from, and what they may hold.
@@ -294,20 +273,6 @@ impl ArtifactArguments {
             allow_setuid: self.allow_setuid,
             limits: Limits { bytes, ..Limits::default() },
             ..Policy::default()
-        let trust = Rc::new(Trust::new(present(self.gateway_ca_file).map(PathBuf::from))?);
-        Ok(Settings {
-            device,
-            gateways,
-            trust,
-            token,
-            state_file: present(self.state_file).unwrap_or_else(|| DEFAULT_STATE_FILE.to_owned()).into(),
-            container_socket: present(self.container_socket)
-                .unwrap_or_else(|| DEFAULT_CONTAINER_SOCKET.to_owned())
-                .into(),
-            container_network: present(self.container_network).unwrap_or_else(|| DEFAULT_CONTAINER_NETWORK.to_owned()),
-            observe_only: self.observe_only,
-            log_json: self.log_format == "json",
-            log_level: self.log_level.parse().unwrap_or(LevelFilter::INFO),
         })
     }
 }
@@ -323,20 +288,6 @@ mod tests {
     fn settle(arguments: &[&str]) -> Result<Settings, String> {
         // Starts from nothing, whatever the environment of the test says.
         let mut filled = Arguments::default();
-        let empty = Arguments {
-            device_name: None,
-            gateway_url: Vec::new(),
-            gateway_ca_file: None,
-            device_token: None,
-            device_token_file: None,
-            state_file: None,
-            container_socket: None,
-            container_network: None,
-            observe_only: false,
-            log_format: "text".into(),
-            log_level: "info".into(),
-        };
-        let mut filled = empty;
         for argument in arguments {
             match argument.split_once('=').unwrap() {
                 ("name", v) => filled.device_name = Some(v.into()),
@@ -348,8 +299,6 @@ mod tests {
                 ("insecure", v) => filled.artifacts.insecure_registry.push(v.into()),
                 ("artifact-ca", v) => filled.artifacts.artifact_ca_file = Some(v.into()),
                 ("bytes", v) => filled.artifacts.max_artifact_bytes = Some(v.into()),
-                ("socket", v) => filled.container_socket = Some(v.into()),
-                ("network", v) => filled.container_network = Some(v.into()),
                 other => panic!("{other:?}"),
             }
         }
@@ -363,12 +312,6 @@ mod tests {
         assert_eq!(settings.gateways.iter().map(ToString::to_string).collect::<Vec<_>>(), ["http://a", "https://b"]);
         assert!(settings.token.value.is_none());
         assert_eq!(settings.state_file.to_str(), Some(DEFAULT_STATE_FILE));
-        let engine = |arguments: &[&str]| {
-            let settings = settle(&[&["name=d", "url=http://a"], arguments].concat()).unwrap();
-            (settings.container_socket.display().to_string(), settings.container_network)
-        };
-        assert_eq!(engine(&["socket=", "network="]), ("/var/run/docker.sock".to_owned(), "host".to_owned()));
-        assert_eq!(engine(&["socket=/x", "network=mgmt"]), ("/x".to_owned(), "mgmt".to_owned()));
         assert!(settle(&["name=", "url=http://a"]).unwrap_err().contains("APOLLO_DEVICE_NAME"));
         assert!(settle(&["name=d", "url="]).unwrap_err().contains("--gateway-url"));
     }
