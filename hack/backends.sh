@@ -2,13 +2,15 @@
 # Tests what runs processes against the real thing: in a throw-away switch (hack/switch.sh) whose first process is
 # systemd, so that nothing of this machine is touched. All rules of e2e/backends, then what must hold after a shutdown in
 # order and after a loss of power.
-#   backends.sh [RULE]     RULE: only the rules with this in their names, and no reboots
+#   backends.sh            all of it
+#   backends.sh RULE       only the rules with this in their names, and no reboots
+#   backends.sh --idle     what looking after ten processes costs while nothing happens
 # Exit code 3, and only then: no switch can run on this machine.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 note() { printf 'backends: %s\n' "$*" >&2; }
 fail() { note "error: $*"; exit 1; }
-(($# <= 1)) || fail "usage: hack/backends.sh [RULE]"
+(($# <= 1)) || fail "usage: hack/backends.sh [RULE | --idle]"
 rule="${1:-}"
 
 why="$(hack/switch.sh lacks)" || exit $?
@@ -32,6 +34,10 @@ inside() { # further variables..., then --, then the test's arguments
   hack/switch.sh exec "$work/switch" env PRAETOR_BACKENDS=systemd "${variables[@]}" /opt/backends --nocapture --test-threads=1 "$@"
 }
 note "in a switch with $(hack/switch.sh exec "$work/switch" systemctl --version | head -n 1)"
+if [[ "$rule" == --idle ]]; then
+  inside -- --ignored --exact systemd::idle_it_costs_next_to_nothing
+  exit 0
+fi
 inside ${rule:+PRAETOR_RULE="$rule"} -- systemd
 [[ -z "$rule" ]] || exit 0
 for how in reboot crash; do

@@ -352,3 +352,42 @@ async fn hooks_that_fail_are_made_up_for() {
     assert_eq!(found.last_exit.map(|exit| exit.code), Some(0));
     backend.remove(&launch.identity, GRACE).await.unwrap();
 }
+
+/// Ticks of the processor that a process has used, and with `children` those of its children that have ended.
+fn used(pid: u32, children: bool) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let fields: Vec<u64> = text.rsplit_once(") ").unwrap().1.split(' ').map(|f| f.parse().unwrap_or(0)).collect();
+    fields[11..if children { 15 } else { 13 }].iter().sum()
+}
+
+/// What the agent's own looking costs with ten processes that do nothing: at most 0.1 % of a core, systemd's share
+/// included.
+#[tokio::test]
+#[ignore = "it takes two minutes: hack/backends.sh --idle"]
+async fn idle_it_costs_next_to_nothing() {
+    let backend = kept_backend();
+    let launches: Vec<_> = (0..10).map(|n| kept(&format!("idle-{n}"), RestartPolicy::Always)).collect();
+    for launch in &launches {
+        backend.install(launch).await.unwrap();
+        backend.start(launch, GRACE).await.unwrap();
+    }
+    // What the starts have left to be seen.
+    while tokio::time::timeout(Duration::from_secs(3), backend.changed()).await.is_ok() {}
+    let me = std::process::id();
+    let before = (used(me, true), used(1, false));
+    let begun = tokio::time::Instant::now();
+    let mut looks = 0;
+    while let Ok(()) = tokio::time::timeout_at(begun + Duration::from_secs(130), backend.changed()).await {
+        looks += 1;
+        let list = backend.list().await.unwrap();
+        assert!(list.iter().filter(|found| matches!(found.activity, Activity::Running { .. })).count() >= 10);
+    }
+    assert!(looks >= 2, "it never looked");
+    let seconds = begun.elapsed().as_secs_f64();
+    let (agent, systemd) = (used(me, true) - before.0, used(1, false) - before.1);
+    println!("{looks} looks in {seconds:.0} s: {agent} hundredths of a second here, {systemd} in systemd");
+    for launch in &launches {
+        backend.remove(&launch.identity, GRACE).await.unwrap();
+    }
+    assert!((agent + systemd) as f64 / 100.0 / seconds <= 0.001, "more than 0.1 % of a core");
+}

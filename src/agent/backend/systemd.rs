@@ -25,7 +25,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 /// Where an administrator's units are, before those of packages.
 const UNITS: &str = "/etc/systemd/system";
@@ -54,8 +54,8 @@ pub struct Systemd {
     own: PathBuf,
     runs: Runs,
     version: Cell<Option<u32>>,
-    /// A unit was seen between two states.
-    passing: Cell<bool>,
+    /// When to look anyway; none: a while from now. It outlives the calls that wait for it.
+    due: Cell<Option<Instant>>,
     /// Hash of the spec of runs that we have started, for when no journal can be written.
     started: RefCell<HashMap<Identity, (String, String)>>,
 }
@@ -71,7 +71,7 @@ impl Systemd {
             own: folders.state.join("units"),
             runs: Runs::new(&folders.state),
             version: Cell::default(),
-            passing: Cell::default(),
+            due: Cell::default(),
             started: RefCell::default(),
         }
     }
@@ -151,7 +151,7 @@ impl Systemd {
                 return Ok(shown);
             }
             if Instant::now() >= until {
-                self.passing.set(true);
+                self.due.set(Some(Instant::now() + SOON));
                 return Ok(shown);
             }
             sleep(LOOK).await;
@@ -554,9 +554,13 @@ impl Backend for Systemd {
 
     fn changed(&self) -> Pending<'_, ()> {
         Box::pin(async {
-            let patience = if self.passing.replace(false) { SOON } else { RESYNC };
+            let due = self.due.get().unwrap_or_else(|| Instant::now() + RESYNC);
+            self.due.set(Some(due));
             // Nobody asks how it ended: either way it is time to look.
-            let _ = timeout(patience, self.runs.changed()).await;
+            let _ = timeout_at(due, self.runs.changed()).await;
+            if due <= Instant::now() {
+                self.due.set(None);
+            }
         })
     }
 }
