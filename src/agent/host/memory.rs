@@ -29,10 +29,12 @@ pub fn recall(record: Option<&Record>, found: Option<&Found>, wanted: Option<&st
             let verdict = record.and_then(|record| record.verdict.as_ref());
             let verdict = verdict.filter(|verdict| (verdict.run.pid, verdict.run.started) == (*pid, *started));
             said.healthy = verdict.map(|verdict| verdict.healthy);
+            said.health_message = verdict.and_then(|verdict| verdict.message.as_deref()).and_then(text);
         }
         Some(Activity::Ended(exit) | Activity::Restarting(exit)) => {
             said.process_started = Some(false);
             said.exit_code = Some(exit.code.into());
+            said.last_termination_reason = text(&exit.reason);
         }
         Some(Activity::Stopped) => said.process_started = Some(false),
         None => {}
@@ -41,6 +43,7 @@ pub fn recall(record: Option<&Record>, found: Option<&Found>, wanted: Option<&st
         said.process_started = Some(false);
         said.running_spec_hash = text(&finished.spec_hash);
         said.exit_code = Some(finished.exit.code.into());
+        said.last_termination_reason = text(&finished.exit.reason);
     }
     let Some(record) = record else { return said };
     said.restart_count = i64::try_from(record.restart_count(found.map(|found| &found.activity))).ok();

@@ -296,11 +296,18 @@ fn row(seen: &Observation<'_>, restart: Restart) -> Row {
         .or_else(|| some(&seen.health_message).filter(|_| seen.healthy == Some(false)))
         .or_else(|| some(&seen.warning_message));
     let started = seen.process_started == Some(true);
+    let phase = phase(seen, restart);
+    let ended = || {
+        let code = seen.exit_code.filter(|_| phase == "Failed")?;
+        let reason = seen.last_termination_reason.as_deref().map_or(String::new(), |reason| format!(" ({reason})"));
+        Some(format!("it has ended with exit code {code}{reason} and is not started again"))
+    };
+    let problem = problem.or_else(ended);
     Row {
         namespace: text(&seen.namespace),
         name: text(&seen.name),
         backend: None,
-        phase: phase(seen, restart),
+        phase,
         wanted: None,
         running: some(&seen.running_spec_hash).or_else(|| if started { some(&seen.observed_spec_hash) } else { None }),
         pid: seen.pid.filter(|_| started),

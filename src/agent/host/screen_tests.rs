@@ -150,6 +150,24 @@ fn phases_are_those_of_the_cluster() {
 }
 
 #[test]
+fn what_has_failed_for_good_says_how() {
+    let ended = Observation {
+        process_started: Some(false),
+        exit_code: Some(137),
+        last_termination_reason: Some("OOMKilled".into()),
+        ..seen("a")
+    };
+    let problem = |restart| rows(&[wanted("a", restart)], &[ended.clone()])[0].problem.clone();
+    assert_eq!(
+        problem(Restart::Never).unwrap(),
+        "it has ended with exit code 137 (OOMKilled) and is not started again"
+    );
+    assert_eq!(problem(Restart::Always), None);
+    let sick = Observation { healthy: Some(false), health_message: Some("no link".into()), ..running("a") };
+    assert_eq!(rows(&[wanted("a", Restart::Always)], &[sick])[0].problem.as_deref(), Some("no link"));
+}
+
+#[test]
 fn ages() {
     for (seconds, text) in [(0, "0 s"), (59, "59 s"), (60, "1 min 0 s"), (3600, "1 h 0 min"), (90_000, "1 d 1 h")] {
         assert_eq!(age(seconds), text);
