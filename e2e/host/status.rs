@@ -103,6 +103,22 @@ fn a_device_has_one_agent() {
 }
 
 #[test]
+fn an_agent_outlives_whoever_takes_its_log() {
+    let gateway = Gateway::start(good(&[]));
+    let (parent, token) = device();
+    let folder = parent.path().join("agent");
+    let mut command = command();
+    command.args(["--device-name", DEVICE, "--gateway-url", &gateway.url(), "--log-level=trace"]);
+    command.args(["--device-token-file", text(&token), "--state-file", text(&folder.join("state.json"))]);
+    let mut agent = Agent(command.stderr(Stdio::piped()).spawn().unwrap());
+    drop(agent.0.stderr.take());
+    let reports = || gateway.paths().iter().filter(|path| path.ends_with("/report")).count();
+    await_true("three reports, each with lines that go nowhere", || reports() >= 3);
+    assert!(agent.0.try_wait().unwrap().is_none());
+    assert_eq!(status(&folder, &[]).code, 0);
+}
+
+#[test]
 fn an_agent_that_stands_still_is_called_silent() {
     let gateway = Gateway::start(good(&[]));
     let (parent, token) = device();

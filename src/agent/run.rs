@@ -97,6 +97,8 @@ fn log_to_stderr(settings: &Settings) {
         .with_writer(std::io::stderr)
         .with_max_level(settings.log_level)
         .with_target(false)
+        // Its complaint about a log that nobody takes any more would go to the same place, and end the agent.
+        .log_internal_errors(false)
         .with_ansi(std::io::stderr().is_terminal());
     // An error means that a test has set up its own.
     let _ = if settings.log_json { builder.json().flatten_event(true).try_init() } else { builder.try_init() };

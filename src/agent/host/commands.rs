@@ -111,7 +111,8 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         // Whoever reads the output has seen enough.
         Err(CommandError::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::FAILURE,
         Err(error) => {
-            eprintln!("praetor-agent: {error}");
+            // Not eprintln: that ends in a panic where nobody listens.
+            let _ = writeln!(io::stderr(), "praetor-agent: {error}");
             ExitCode::FAILURE
         }
     }

@@ -122,6 +122,7 @@ case "${1:-}" in
     setsid=
     command -v setsid >/dev/null && setsid=setsid
     if command -v logger >/dev/null; then
+      # shellcheck disable=SC2016 # $0 is for the inner shell
       $setsid /bin/sh -c '/bin/sh "$0" supervise 2>&1 | exec logger -t praetor-agent' "$0" </dev/null >/dev/null 2>&1 &
     else
       $setsid /bin/sh "$0" supervise </dev/null >/dev/null 2>&1 &
