@@ -9,12 +9,15 @@ use super::trust::{Trust, TrustError};
 use crate::wire::name::is_device_name;
 use clap::Args;
 use clap::builder::{FalseyValueParser, PossibleValue, PossibleValuesParser};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use tracing::level_filters::LevelFilter;
 
 /// Where the state is kept unless somebody says otherwise.
 pub const DEFAULT_STATE_FILE: &str = "/var/lib/apollo/agent/state.json";
+/// Where artifacts are kept beside that state file. Its own folder is the agent's alone, and processes of other users
+/// run from here.
+const DEFAULT_ARTIFACT_FOLDER: &str = "/var/lib/apollo-artifacts";
 
 /// The settings of the agent. Each is a flag and a variable, so that each can stand in a settings file.
 #[derive(Debug, Default, Args)]
@@ -70,6 +73,10 @@ fn one_of(words: &[&'static str]) -> PossibleValuesParser {
 /// Where artifacts may come from, and what they may hold.
 #[derive(Debug, Default, Args)]
 struct ArtifactArguments {
+    /// Where artifacts are kept; other users' processes need the way there [default: /var/lib/apollo-artifacts, with another state file: artifacts beside it]
+    #[arg(long, value_name = "FOLDER", env = "APOLLO_AGENT_ARTIFACT_FOLDER")]
+    artifact_folder: Option<String>,
+
     /// A registry that is spoken to over plain HTTP, all of a host's without a port; repeated or comma-separated. Loopback always is
     #[arg(long, value_name = "HOST[:PORT]", env = "APOLLO_AGENT_INSECURE_REGISTRY", value_delimiter = ',')]
     insecure_registry: Vec<String>,
@@ -112,6 +119,8 @@ pub struct Settings {
     pub observe_only: bool,
     /// Where artifacts may come from, and what they may hold.
     pub artifacts: Policy,
+    /// Where they are kept.
+    pub artifact_folder: PathBuf,
     /// Where the container engine is, and how it is used.
     pub containers: Options,
     /// JSON lines instead of text.
@@ -173,6 +182,7 @@ impl Arguments {
             state_file: self.state_file(),
             observe_only: self.observe_only,
             artifacts: self.policy()?,
+            artifact_folder: self.artifact_folder(),
             containers: self.containers(),
             log_json: present(self.log_format.as_ref()).is_some_and(|format| format == "json"),
             log_level: level.unwrap_or(LevelFilter::INFO),
@@ -228,6 +238,17 @@ impl Arguments {
     /// When a setting makes no sense, or the file of their CAs cannot be used.
     pub fn policy(&self) -> Result<Policy, ArgumentError> {
         self.artifacts.settle()
+    }
+
+    /// Where artifacts are kept.
+    #[must_use]
+    pub fn artifact_folder(&self) -> PathBuf {
+        let state_file = self.state_file();
+        let beside = match state_file.parent() {
+            _ if state_file.as_os_str() == DEFAULT_STATE_FILE => DEFAULT_ARTIFACT_FOLDER.into(),
+            folder => folder.unwrap_or(Path::new("")).join("artifacts"),
+        };
+        present(self.artifacts.artifact_folder.as_ref()).map_or(beside, PathBuf::from)
     }
 
     /// Where the container engine is, and how it is used.
@@ -298,6 +319,7 @@ mod tests {
                 ("state", v) => filled.state_file = Some(v.into()),
                 ("insecure", v) => filled.artifacts.insecure_registry.push(v.into()),
                 ("artifact-ca", v) => filled.artifacts.artifact_ca_file = Some(v.into()),
+                ("folder", v) => filled.artifacts.artifact_folder = Some(v.into()),
                 ("bytes", v) => filled.artifacts.max_artifact_bytes = Some(v.into()),
                 other => panic!("{other:?}"),
             }
@@ -347,6 +369,10 @@ mod tests {
         let settings = settle(&["name=d", "url=http://a", "insecure=", "insecure= r:5000 ", "bytes=1000"]).unwrap();
         assert!(settings.artifacts.allows_plain("r", Some(5000)) && !settings.artifacts.allows_plain("r", None));
         assert_eq!(settings.artifacts.limits.bytes, 1000);
+        assert_eq!(settings.artifact_folder.to_str(), Some("/var/lib/apollo-artifacts"));
+        let folder =
+            |more: &str| settle(&["name=d", "url=http://a", "state=/a/state.json", more]).unwrap().artifact_folder;
+        assert_eq!(["folder=", "folder=/b"].map(folder), [PathBuf::from("/a/artifacts"), PathBuf::from("/b")]);
         let none = settle(&["name=d", "url=http://a", "artifact-ca=", "bytes="]).unwrap();
         assert_eq!(none.artifacts, Policy::default());
     }

@@ -44,8 +44,6 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the end waits for what blocks: a name lookup, the disk.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// Folder of the artifacts, in the agent's own.
-const ARTIFACTS: &str = "artifacts";
 /// Types of artifacts that this agent fetches.
 const ARTIFACT_TYPES: [&str; 3] = ["oci", "http", "file"];
 
@@ -173,8 +171,9 @@ async fn serve(mut settings: Settings) -> Result<(), StartError> {
 fn supervise(settings: &Settings, changed: Rc<Notify>) -> Supervisor {
     let folder = settings.state_file.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     // Paths of units and scripts must hold wherever they are read.
-    let folder = std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned());
-    let store = Store::open(folder.join(ARTIFACTS), settings.artifacts.clone());
+    let absolute = |folder: &Path| std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned());
+    let folder = absolute(folder);
+    let store = Store::open(absolute(&settings.artifact_folder), settings.artifacts.clone());
     let backends = backend::all(&Folders { state: folder.clone() }, settings.containers.clone());
     Supervisor::new(&settings.device, &folder, backends, Rc::new(store), move || changed.notify_one())
 }
@@ -414,7 +413,7 @@ impl Shared {
             report: self.told.borrow().contact(now),
             rejected: self.rejected.borrow().clone(),
             wanted: Wanted::all(&holding),
-            observations: holding.observations().collect(),
+            observations: self.observations(&holding),
         };
         serde_json::to_vec(&live).unwrap_or_default()
     }
