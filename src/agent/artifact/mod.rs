@@ -6,7 +6,7 @@
 //! - [`flight`]: one fetch at a time of one artifact
 //! - [`copy`], [`web`], [`registry`]: the three kinds of artifacts
 //! - [`address`], [`http`], [`resume`], [`download`]: bytes from a server, gone on with where they broke off
-//! - [`reference`], [`manifest`], [`challenge`], [`credentials`]: what a registry is asked, and what it answers
+//! - [`mod@reference`], [`manifest`], [`challenge`], [`credentials`]: what a registry is asked, and what it answers
 //! - [`paths`], [`entries`], [`budget`], [`tree`], [`unpack`]: archives, none of which can write outside of its folder
 
 use std::path::PathBuf;
