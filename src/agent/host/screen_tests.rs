@@ -111,7 +111,8 @@ fn well_is_when_everything_is() {
     let good = || live(vec![wanted("a", Restart::Always)], vec![running("a")]);
     assert!(belief(&good()).well);
     assert!(belief(&live(vec![], vec![])).well);
-    let broken: [(&str, fn(&mut Live<'static>)); 8] = [
+    type Break = fn(&mut Live<'static>);
+    let broken: [(&str, Break); 8] = [
         ("asking fails", |l| l.desired.problem = Some("x".into())),
         ("never reported", |l| l.report.seconds_ago = None),
         ("unhealthy", |l| l.observations[0].healthy = Some(false)),
@@ -157,7 +158,7 @@ fn what_has_failed_for_good_says_how() {
         last_termination_reason: Some("OOMKilled".into()),
         ..seen("a")
     };
-    let problem = |restart| rows(&[wanted("a", restart)], &[ended.clone()])[0].problem.clone();
+    let problem = |restart| rows(&[wanted("a", restart)], std::slice::from_ref(&ended))[0].problem.clone();
     assert_eq!(
         problem(Restart::Never).unwrap(),
         "it has ended with exit code 137 (OOMKilled) and is not started again"

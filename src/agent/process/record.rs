@@ -241,6 +241,13 @@ impl Record {
         self.download.last_attempt = Some(unix_seconds);
     }
 
+    /// The download that began last was none: whoever was to do it is not there.
+    pub fn not_fetched(&mut self, spec_hash: &str) {
+        if self.download.spec_hash == spec_hash {
+            self.download.attempts = self.download.attempts.saturating_sub(1);
+        }
+    }
+
     /// A download has ended.
     pub fn fetched(&mut self, spec_hash: &str, outcome: &Result<Fetched, FetchError>) {
         let failure = match outcome {

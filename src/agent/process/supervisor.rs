@@ -33,6 +33,8 @@ const PROBE_AGAIN: Duration = Duration::from_secs(10);
 pub(super) const LOOK_TIME: Duration = Duration::from_secs(10);
 /// Shortest time between two looks, so that what comes in swarms is looked at once.
 const LOOK_GAP: Duration = Duration::from_millis(100);
+/// What a backend may take to remove what it has kept: nothing is fetched meanwhile.
+const COLLECT_TIME: Duration = Duration::from_secs(30);
 /// How long after a change artifacts are collected.
 const COLLECT_AFTER: Duration = Duration::from_secs(5);
 
@@ -345,8 +347,15 @@ impl Shared {
             if self.word.get() == Word::Nobody || workers.iter().any(|worker| worker.needs_unknown_artifacts()) {
                 continue;
             }
-            let keep = workers.iter().flat_map(|worker| worker.digests()).collect();
+            let keep: HashSet<String> = workers.iter().flat_map(|worker| worker.digests()).collect();
             self.collecting.set(true);
+            let digests: Vec<String> = keep.iter().cloned().collect();
+            for backend in &self.backends {
+                if matches!(self.looks.borrow().get(&backend.kind()), Some(Look::Seen(_))) {
+                    // What it could not remove in time stays for the next time.
+                    let _ = timeout(COLLECT_TIME, backend.collect(&digests)).await;
+                }
+            }
             let outcome = self.store.collect(keep).await;
             self.collecting.set(false);
             self.collected.notify_waiters();

@@ -5,6 +5,7 @@ use crate::agent::artifact::{FetchError, Fetched};
 use crate::agent::backend::{BackendError, Launch};
 use crate::agent::process::backoff::{Restarts, download};
 use crate::agent::process::launch::launch;
+use crate::agent::process::observation::BACKEND_UNAVAILABLE;
 use crate::agent::process::reconcile::{Action, Which, version};
 use crate::agent::process::record::{Problem, Version};
 use crate::agent::process::spec::{BackendKind, Spec};
@@ -189,9 +190,25 @@ impl Worker {
                 Some(fetching) => fetching.await,
                 None => worker.shared.store.fetch(&artifact, pinned.as_deref()).await,
             };
-            worker.fetched_now(&item.spec_hash, &outcome, kept);
+            match outcome {
+                Err(error) if error.reason == BACKEND_UNAVAILABLE => worker.not_fetched(kind, &item.spec_hash, error),
+                outcome => worker.fetched_now(&item.spec_hash, &outcome, kept),
+            }
         });
         state.fetching = Some(task.abort_handle());
+    }
+
+    /// The backend that fetches for itself is away: that is no attempt, and is said as such.
+    fn not_fetched(&self, kind: BackendKind, spec_hash: &str, error: FetchError) {
+        {
+            let mut state = self.state.borrow_mut();
+            let state = &mut *state;
+            state.fetching = None;
+            state.record.not_fetched(spec_hash);
+            self.persist(state);
+        }
+        self.shared.found(kind, &self.identity, Err(BackendError::Unavailable(error.message)));
+        self.wake();
     }
 
     /// In one go with the end of the download, so that nobody collects it before it is remembered.
