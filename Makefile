@@ -76,7 +76,7 @@ e2e: ## The whole story in a cluster of its own: kind, or a node from the real K
 
 ##@ Change it
 
-test: tools fmt-check purity clippy docs agent-only generated monitoring unit integration ## Everything that must hold before a change is done
+test: tools fmt-check purity clippy docs agent-only generated monitoring unit integration backends ## Everything that must hold before a change is done
 	@echo "test: everything holds"
 
 lint: tools fmt-check purity clippy docs generated monitoring ## The checks of `make test` that start nothing
@@ -141,8 +141,8 @@ integration: ## End-to-end tests on a real control plane; all of them run, also 
 	@assets="$$(hack/controlplane.sh)"; set -x; \
 	KUBEBUILDER_ASSETS="$$assets" $(CARGO) test $(LOCKED) --no-fail-fast --test '*'
 
-backends: ## Units of a real systemd, in a switch of its own (Linux, root; exit code 3 where none can run)
-	@hack/backends.sh $(RULE)
+backends: ## Units of a real systemd, in a switch of its own; said plainly where none can run (Linux, root)
+	@hack/backends.sh $(RULE) || { code=$$?; [ $$code -eq 3 ] && echo "backends: systemd was NOT tested, for the reason above"; }
 
 ##@ Now and then
 
