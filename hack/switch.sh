@@ -4,6 +4,7 @@
 # broken in it stays in DIR. For tests of what needs a real service manager, and for the demo.
 #
 #   hack/switch.sh lacks              why none can run here; prints nothing when one can
+#   hack/switch.sh tree               makes what all switches share, unless it is there, and prints its folder
 #   hack/switch.sh up DIR             a new switch, booted; everything of it is in DIR
 #   hack/switch.sh put DIR FILE PATH  copies a file into it, with its mode
 #   hack/switch.sh exec DIR CMD...    runs a command in it as root, with no variable of the caller's but TERM
@@ -31,7 +32,7 @@ edition=1
 patience=90 # seconds that a boot or a shutdown may take
 
 usage() {
-  fail "usage: hack/switch.sh lacks | up DIR | put DIR FILE PATH | exec DIR CMD... | reboot DIR | crash DIR | status DIR | down DIR"
+  fail "usage: hack/switch.sh lacks | tree | up DIR | put DIR FILE PATH | exec DIR CMD... | reboot DIR | crash DIR | status DIR | down DIR"
 }
 cache_folder() {
   echo "${XDG_CACHE_HOME:-${HOME:?is needed to find the cache (or set XDG_CACHE_HOME)}/.cache}/praetor"
@@ -239,6 +240,14 @@ case "$command" in
   lacks)
     (($# == 0)) || usage
     lacks
+    ;;
+  tree)
+    (($# == 0)) || usage
+    # Only after what it does has cleaned up.
+    trap 'exit 130' INT
+    trap 'exit 143' TERM HUP
+    tree
+    tree_folder
     ;;
   up)
     (($# == 1)) || usage
