@@ -25,6 +25,9 @@ FLEET_ONLY := --no-default-features --features fleet
 demo: tools ## Play the whole story on a real control plane and check every step (KEEP=1 leaves it running)
 	@hack/demo.sh
 
+demo-switch: tools ## Only that part of it in which a switch runs processes (root; SWITCH=systemd or initd)
+	@PRAETOR_SWITCH="$(SWITCH)" hack/demo.sh switch
+
 build: tools ## Release binaries, each with its own features only, and their sizes
 	@$(CARGO) build $(LOCKED) --release $(AGENT_ONLY) --bin praetor-agent
 	@$(CARGO) build $(LOCKED) --release $(MANAGER_ONLY) --bin praetor-manager

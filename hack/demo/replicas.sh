@@ -11,7 +11,8 @@ prepare_replicas() {
   random_hex >"$DEMO/secret"
   random_hex >"$DEMO/peer-secret"
   for n in "${replicas[@]}"; do
-    printf -v "GATEWAY$n" 'http://127.0.0.1:%d' "$(free_port)"
+    # Where the switch reaches it, if there is one.
+    printf -v "GATEWAY$n" 'http://%s:%d' "$host_address" "$(free_port)"
     printf -v "ADMIN$n" 'http://127.0.0.1:%d' "$(free_port)"
     printf -v "PEER$n" '127.0.0.1:%d' "$(free_port)"
     export "GATEWAY$n" "ADMIN$n" "PEER$n"

@@ -5,7 +5,7 @@
 DEMO=""
 # Name and pid of every process that the demo has started and not yet seen end.
 declare -A pids=()
-# Results: step|check|measured|wanted|ok or FAILED
+# Results: step|check|measured|wanted|ok, FAILED or skipped
 rows=()
 step=0 failed=0 kept="" foreground="" code=0
 begun_ms="${EPOCHREALTIME/./}" begun_ms=$((begun_ms / 1000))
@@ -89,6 +89,8 @@ check() {
   rows+=("$step|$what|$measured|$wanted|$verdict")
   printf '  %s%-6s%s %s: %s %s(wanted: %s)%s\n' "$color" "$verdict" "$plain" "$what" "$measured" "$dim" "$wanted" "$plain"
 }
+# what, why: says in the summary that something was not played
+skip() { rows+=("$step|$1|left out|$2|skipped"); }
 # what, milliseconds, at most seconds
 check_time() { check "$1" "$(seconds "$2")" "at most $3 s" test "$2" -le $(($3 * 1000)); }
 # what, milliseconds, at least seconds, at most seconds
@@ -107,7 +109,7 @@ summary() {
   for row in "${rows[@]}"; do
     IFS='|' read -r number what measured wanted verdict <<<"$row"
     color="$green"
-    [[ "$verdict" == ok ]] || color="$red"
+    [[ "$verdict" != FAILED ]] || color="$red"
     printf '%4s  %-*s  %-*s  %-*s  %s%s%s\n' "$number" "$a" "$what" "$b" "$measured" "$c" "$wanted" "$color" "$verdict" "$plain"
   done
   echo
@@ -184,6 +186,7 @@ leave() {
   for name in "${!pids[@]}"; do
     [[ "$name" == agent-* ]] && end "$name" TERM 3
   done
+  raze_device
   # Nobody wants the others' data any more.
   for name in "${!pids[@]}"; do end "$name" KILL 0; done
   if [[ -d "$DEMO" ]]; then
