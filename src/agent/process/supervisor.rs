@@ -2,7 +2,7 @@
 //!
 //! One task for each backend looks at everything of ours that is there: at the start, when the backend says that
 //! something may have happened, and once a minute. One task for each process does what [`super::reconcile`] says (see
-//! [`super::worker`]), so that a slow download or stop of one delays no other.
+//! `worker`), so that a slow download or stop of one delays no other.
 
 use super::identity::Identity;
 use super::reconcile::Word;
