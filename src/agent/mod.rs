@@ -1,7 +1,7 @@
-//! The device agent: asks the gateway what the device should run, holds it, and reports what it has seen.
+//! The device agent: asks the gateway what the device should run, fetches it, runs it, and reports what it has seen.
 //!
-//! It knows HTTP and files and nothing of Kubernetes. What it decides is in the pure modules, which take `now`
-//! and chance as arguments; the edges only carry bytes.
+//! It knows nothing of Kubernetes. What it decides is in the pure modules, which take `now` and chance as arguments;
+//! the edges carry bytes, and tell systemd, init scripts or a container engine what to do.
 //!
 //! - [`arguments`]: flags and environment
 //! - [`cadence`]: when to ask and when to report

@@ -1,4 +1,4 @@
-//! Runs on a device: asks the gateway what the device should run, runs it, and reports what it has seen.
+//! Runs on a device: asks the gateway what the device should run, fetches it, runs it, and reports what it has seen.
 
 use praetor::agent::backend::launcher;
 use praetor::agent::host::commands;

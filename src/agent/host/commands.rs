@@ -14,11 +14,11 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-/// Runs on a device: asks the gateway which processes the device should run, and reports what it has seen.
+/// Runs on a device: asks the gateway which processes the device should run, runs them, and reports what it has seen.
 ///
 /// Without a command it is the agent. Every setting is a flag, a variable or a line of the settings file; a flag wins
 /// over its variable, the variable over the file, and an empty one counts as absent. What it was told is kept in the
-/// state file and held while the gateway is away.
+/// state file and goes on while the gateway is away.
 #[derive(Parser)]
 #[command(name = "praetor-agent", version, args_conflicts_with_subcommands = true, disable_help_subcommand = true)]
 pub struct CommandLine {
