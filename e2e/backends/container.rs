@@ -51,7 +51,7 @@ impl Docker {
         let digest = self.engine.image(&name, script);
         let url = format!("{}/{name}@{digest}", self.engine.registry());
         let options = Options { socket: self.engine.socket(), network: "host".to_owned(), registry_config: None };
-        let folders = Folders { state: self.state.path().into() };
+        let folders = Folders { state: self.state.path().into(), device: String::new() };
         // Whoever asks may be in a runtime already.
         let fetching = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -64,7 +64,7 @@ impl Docker {
 
 fn backend(state: PathBuf, engine: &Engine, registry_config: Option<PathBuf>) -> Containers {
     let options = Options { socket: engine.socket(), network: "host".to_owned(), registry_config };
-    Containers::new(&Folders { state }, options)
+    Containers::new(&Folders { state, device: String::new() }, options)
 }
 
 impl Site for Docker {

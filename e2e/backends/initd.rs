@@ -44,7 +44,7 @@ impl Device {
     fn backend_in(folder: &Path) -> Initd {
         let agent = PathBuf::from(env!("CARGO_BIN_EXE_praetor-agent"));
         let places = Places { etc: folder.join("etc"), log: folder.join("log"), launcher: agent.clone(), agent };
-        Initd::at(Folders { state: folder.join("state") }, places)
+        Initd::at(Folders { state: folder.join("state"), device: String::new() }, places)
     }
 
     fn path(&self, path: &str) -> PathBuf {

@@ -34,7 +34,7 @@ impl Units {
         let state = tempfile::tempdir().unwrap();
         let artifacts = tempfile::tempdir().unwrap();
         fs::set_permissions(artifacts.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        let backend = Systemd::new(&Folders { state: state.path().to_owned() });
+        let backend = Systemd::new(&Folders { state: state.path().to_owned(), device: String::new() });
         Ok(Box::new(Self { backend, state, artifacts, planted: RefCell::default() }))
     }
 
@@ -129,7 +129,7 @@ fn kept(name: &str, policy: RestartPolicy) -> Launch {
 }
 
 fn kept_backend() -> Systemd {
-    Systemd::new(&Folders { state: PathBuf::from(KEPT) })
+    Systemd::new(&Folders { state: PathBuf::from(KEPT), device: String::new() })
 }
 
 #[tokio::test]

@@ -174,7 +174,8 @@ fn supervise(settings: &Settings, changed: Rc<Notify>) -> Supervisor {
     let absolute = |folder: &Path| std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned());
     let folder = absolute(folder);
     let store = Store::open(absolute(&settings.artifact_folder), settings.artifacts.clone());
-    let backends = backend::all(&Folders { state: folder.clone() }, settings.containers.clone());
+    let backends =
+        backend::all(&Folders { state: folder.clone(), device: settings.device.clone() }, settings.containers.clone());
     Supervisor::new(&settings.device, &folder, backends, Rc::new(store), move || changed.notify_one())
 }
 

@@ -186,11 +186,14 @@ pub trait Backend {
     fn changed(&self) -> Pending<'_, ()>;
 }
 
-/// Folders of the agent that backends use.
+/// The agent's own that backends use: its folders, and for whom it runs what it runs.
 #[derive(Debug, Clone)]
 pub struct Folders {
     /// `/var/lib/apollo/agent`, mode 0700.
     pub state: PathBuf,
+    /// The third mark: the name of the device. What the agent of another one runs on the same machine is not ours. Empty:
+    /// marks of any device are ours, and none is made.
+    pub device: String,
 }
 
 /// All backends that this agent knows, whether the device has them or not.

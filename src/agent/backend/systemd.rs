@@ -53,6 +53,8 @@ pub struct Systemd {
     /// Environments and the marks of those that were stopped.
     own: PathBuf,
     runs: Runs,
+    /// Whose units are ours.
+    device: String,
     version: Cell<Option<u32>>,
     /// When to look anyway; none: a while from now. It outlives the calls that wait for it.
     due: Cell<Option<Instant>>,
@@ -70,6 +72,7 @@ impl Systemd {
             units: PathBuf::from(UNITS),
             own: folders.state.join("units"),
             runs: Runs::new(&folders.state),
+            device: folders.device.clone(),
             version: Cell::default(),
             due: Cell::default(),
             started: RefCell::default(),
@@ -91,6 +94,11 @@ impl Systemd {
 
     /// The marks of a unit of this name; none: there is no unit, or it is not ours.
     fn marks(&self, identity: &Identity) -> Result<Option<Marks>, BackendError> {
+        Ok(self.marks_of_any(identity)?.filter(|marks| marks.are_of(&self.device)))
+    }
+
+    /// The same, whatever device it runs for.
+    fn marks_of_any(&self, identity: &Identity) -> Result<Option<Marks>, BackendError> {
         let file = self.unit_file(identity);
         match fs::read(&file) {
             Ok(bytes) => Ok(unit::marks(&String::from_utf8_lossy(&bytes))),
@@ -106,7 +114,15 @@ impl Systemd {
             let unit = unit::name(identity);
             Err(BackendError::Refused(format!("the device has a unit {unit} that is not of Praetor, in {file}")))
         };
-        if self.marks(identity)?.is_none() && file.symlink_metadata().is_ok() {
+        let marks = self.marks_of_any(identity)?;
+        if let Some(theirs) = marks.as_ref().filter(|marks| !marks.are_of(&self.device)) {
+            return Err(BackendError::Refused(format!(
+                "the unit {} is there already and belongs to the agent of device {}",
+                unit::name(identity),
+                theirs.device
+            )));
+        }
+        if marks.is_none() && file.symlink_metadata().is_ok() {
             return foreign(&file.to_string_lossy());
         }
         // Of a package, made from an init script or only in memory: ours would hide it.
@@ -338,6 +354,7 @@ impl Systemd {
             working_dir: &text(&working_dir)?,
             environment_file: &text(&environment_file)?,
             journal: &text(&self.runs.file(identity))?,
+            device: &self.device,
             version,
         };
         let unit = unit::render(launch, &around).map_err(refused)?;

@@ -15,6 +15,7 @@ const HEAD: &str = "# Made by praetor-agent, which replaces and removes it. Chan
 const SECTION: &str = "[X-Praetor]";
 const UID: &str = "X-Praetor-Uid=";
 const SPEC_HASH: &str = "X-Praetor-SpecHash=";
+const DEVICE: &str = "X-Praetor-Device=";
 /// systemd reads no longer line, and says so nowhere that an operator would look.
 const LONGEST_LINE: usize = 1024 * 1024 - 4096;
 
@@ -38,6 +39,8 @@ pub struct Surroundings<'a> {
     pub environment_file: &'a str,
     /// The file that the hooks append lines about it to, an absolute path.
     pub journal: &'a str,
+    /// The device that it runs for: the third mark. Empty: there is none.
+    pub device: &'a str,
     /// The version of systemd.
     pub version: u32,
 }
@@ -49,6 +52,16 @@ pub struct Marks {
     pub uid: String,
     /// What it was made from.
     pub spec_hash: String,
+    /// The device that it runs for; empty: it was made before units said so, or for any.
+    pub device: String,
+}
+
+impl Marks {
+    /// Whether what carries them is for the agent of this device to keep; empty: of any.
+    #[must_use]
+    pub fn are_of(&self, device: &str) -> bool {
+        device.is_empty() || self.device.is_empty() || self.device == device
+    }
 }
 
 /// What systemd cannot take.
@@ -70,7 +83,7 @@ pub enum Refusal {
     #[error("execution.user: {0:?} is no name of a user")]
     User(String),
     /// Not from a cluster.
-    #[error("uid or specHash of the process contain what cannot be written into a unit")]
+    #[error("uid or specHash of the process, or the name of the device, contain what cannot be written into a unit")]
     Marks,
     /// systemd would not read all of it.
     #[error("execution.args: systemd takes no more than 1 MiB of arguments")]
@@ -89,7 +102,7 @@ pub fn name(identity: &Identity) -> String {
 /// A string of the operator that no unit can hold.
 pub fn render(launch: &Launch, around: &Surroundings<'_>) -> Result<String, Refusal> {
     let mark = |text: &str| !text.is_empty() && text.bytes().all(|c| c.is_ascii_alphanumeric() || b":-_.".contains(&c));
-    if !mark(&launch.uid) || !mark(&launch.spec_hash) {
+    if !mark(&launch.uid) || !mark(&launch.spec_hash) || !(around.device.is_empty() || mark(around.device)) {
         return Err(Refusal::Marks);
     }
     let identity = &launch.identity;
@@ -98,6 +111,9 @@ pub fn render(launch: &Launch, around: &Surroundings<'_>) -> Result<String, Refu
         words.map(quote).join(" ")
     };
     let mut text = format!("{HEAD}\n{SECTION}\n{UID}{}\n{SPEC_HASH}{}\n", launch.uid, launch.spec_hash);
+    if !around.device.is_empty() {
+        text.push_str(&format!("{DEVICE}{}\n", around.device));
+    }
     let mut line = |key: &str, value: &str| {
         // A String takes everything.
         let _ = writeln!(text, "{key}{value}");
@@ -231,7 +247,8 @@ pub fn marks(text: &str) -> Option<Marks> {
     }
     let uid = lines.next()?.strip_prefix(UID)?.to_owned();
     let spec_hash = lines.next()?.strip_prefix(SPEC_HASH)?.to_owned();
-    Some(Marks { uid, spec_hash })
+    let device = lines.next().and_then(|line| line.strip_prefix(DEVICE)).unwrap_or_default().to_owned();
+    Some(Marks { uid, spec_hash, device })
 }
 
 #[cfg(test)]
@@ -256,7 +273,8 @@ mod tests {
     }
 
     fn around(version: u32) -> Surroundings<'static> {
-        Surroundings { working_dir: "/srv/a %b", environment_file: "/s/e", journal: "/state/runs/x", version }
+        let device = "tor1-01";
+        Surroundings { working_dir: "/srv/a %b", environment_file: "/s/e", journal: "/state/runs/x", device, version }
     }
 
     fn unit(launch: &Launch) -> String {
@@ -375,7 +393,8 @@ mod tests {
         assert_eq!(values(&unit, "WorkingDirectory"), ["/srv/a %%b"]);
         assert_eq!(values(&unit, "Restart"), ["always"]);
         assert_eq!(values(&unit, "RestartSec"), ["2"]);
-        assert_eq!(marks(&unit), Some(Marks { uid: "0f-9a".to_owned(), spec_hash: "sha256:12".to_owned() }));
+        let [uid, spec_hash, device] = ["0f-9a", "sha256:12", "tor1-01"].map(str::to_owned);
+        assert_eq!(marks(&unit), Some(Marks { uid, spec_hash, device }));
         let hook = values(&unit, "ExecStartPre")[0];
         let (_, argv) = command(&format!("\"@/bin/sh\" {}", hook.strip_prefix("-+").unwrap())).unwrap();
         assert_eq!(argv[..2], ["/bin/sh", "-c"]);
@@ -426,6 +445,17 @@ mod tests {
         }
         let long = "x".repeat(300_000);
         assert_eq!(render(&launch("/a", &[long.as_str(); 4]), &around(252)), Err(Refusal::TooLong));
+    }
+
+    #[test]
+    fn a_unit_is_of_one_device() {
+        let launch = launch("/a", &[]);
+        let on = |device| render(&launch, &Surroundings { device, ..around(252) });
+        let marks = |device| marks(&on(device).unwrap()).unwrap();
+        assert!(marks("a").are_of("a") && marks("a").are_of("") && !marks("a").are_of("b"));
+        // Made by an agent that did not say so.
+        assert!(marks("").are_of("a") && marks("").are_of(""));
+        assert_eq!(on("a\nb"), Err(Refusal::Marks));
     }
 
     #[test]

@@ -108,7 +108,8 @@ async fn examine(agent: &Arguments, file: &FileRead) -> Vec<Finding> {
     all.extend(room(folder));
     let (wanted, said) = state(&state_file, device.as_ref().ok().map(String::as_str));
     all.push(said);
-    all.extend(backends(folder, agent.containers(), &wanted).await);
+    let folders = Folders { state: folder.to_owned(), device: device.unwrap_or_default() };
+    all.extend(backends(&folders, agent.containers(), &wanted).await);
     all.push(running(folder));
     all
 }
@@ -296,9 +297,9 @@ fn state(path: &Path, device: Option<&str>) -> (Vec<Wanted>, Finding) {
     (Vec::new(), finding)
 }
 
-async fn backends(folder: &Path, containers: container::Options, wanted: &[Wanted]) -> Vec<Finding> {
+async fn backends(folders: &Folders, containers: container::Options, wanted: &[Wanted]) -> Vec<Finding> {
     let mut probing = JoinSet::new();
-    for backend in backend::all(&Folders { state: folder.to_owned() }, containers) {
+    for backend in backend::all(folders, containers) {
         probing.spawn_local(async move {
             let probed = timeout(BACKENDS, backend.probe()).await;
             let said = probed.map_or_else(|_| Err("it does not answer".to_owned()), |r| r.map_err(|e| e.to_string()));

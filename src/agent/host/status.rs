@@ -126,7 +126,8 @@ fn remember(belief: &mut Belief, state_file: &Path, folder: &Path, containers: c
         }),
     }
     let records = records(&folder.join("processes"));
-    let found = list(folder, containers);
+    let device = belief.device.clone().unwrap_or_default();
+    let found = list(&Folders { state: folder.to_owned(), device }, containers);
     let identity = |wanted: &Wanted| Identity::new(&wanted.namespace, &wanted.name);
     let mut all: Vec<Identity> = wanted.iter().map(identity).collect();
     all.extend(records.iter().map(Record::identity).chain(found.iter().map(|found| found.identity.clone())));
@@ -163,11 +164,11 @@ fn records(folder: &Path) -> Vec<Record> {
 }
 
 /// What the backends have of ours.
-fn list(folder: &Path, containers: container::Options) -> Vec<Found> {
+fn list(folders: &Folders, containers: container::Options) -> Vec<Found> {
     let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return Vec::new() };
     let found = runtime.block_on(async {
         let mut all = Vec::new();
-        for backend in backend::all(&Folders { state: folder.to_owned() }, containers) {
+        for backend in backend::all(folders, containers) {
             let listing = async {
                 backend.probe().await?;
                 backend.list().await
