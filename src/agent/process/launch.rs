@@ -86,6 +86,19 @@ pub fn launch(
     })
 }
 
+/// The command of a health check: its program is looked for as the process's own is. What is found nowhere stays as it
+/// is, and the check says so.
+#[must_use]
+pub fn check_command(command: &[String], artifact: &Fetched) -> Vec<String> {
+    let mut words = command.to_vec();
+    if let (Some(root), Some(first)) = (artifact.root.as_deref(), words.first_mut())
+        && let Ok(path) = program(first, root)
+    {
+        *first = path;
+    }
+    words
+}
+
 /// The file of a command: in the artifact, else on the device.
 fn program(command: &str, root: &Path) -> Result<String, LaunchError> {
     let inside = inside(command, root);
@@ -203,6 +216,19 @@ mod tests {
         ] {
             assert!(make(more, "initd", &fetched).unwrap_err().to_string().contains(expected));
         }
+    }
+
+    #[test]
+    fn a_check_is_looked_for_like_the_command() {
+        let (_folder, fetched) = artifact();
+        let root = fetched.root.as_ref().unwrap().to_str().unwrap();
+        let check = |words: [&str; 2], fetched: &Fetched| check_command(&words.map(str::to_owned), fetched);
+        let inside = format!("{root}/usr/local/bin/agent");
+        assert_eq!(check(["/usr/local/bin/agent", "health"], &fetched), [inside.as_str(), "health"]);
+        assert_eq!(check(["/bin/sh", "-c"], &fetched), ["/bin/sh", "-c"]);
+        assert_eq!(check(["/no/such", "x"], &fetched), ["/no/such", "x"]);
+        let image = Fetched { digest: "sha256:d".into(), root: None };
+        assert_eq!(check(["true", "x"], &image), ["true", "x"]);
     }
 
     #[test]

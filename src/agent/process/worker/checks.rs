@@ -5,7 +5,7 @@ use crate::agent::artifact::Fetched;
 use crate::agent::backend::{Activity, BackendError, Checked, Found};
 use crate::agent::process::health::Run;
 use crate::agent::process::identity::Identity;
-use crate::agent::process::launch::launch;
+use crate::agent::process::launch::{check_command, launch};
 use crate::agent::process::record::Version;
 use crate::agent::process::spec::{BackendKind, Spec};
 use crate::agent::process::supervisor::LOOK_TIME;
@@ -42,9 +42,9 @@ impl Worker {
         state.health.begin(now, &check);
         let worker = self.clone();
         let task = spawn_local(async move {
-            let limit = check.timeout();
+            let (limit, command) = (check.timeout(), check_command(&check.exec.command, &launch.artifact));
             // The backend ends it; this is for a backend that hangs.
-            let outcome = timeout(limit + LOOK_TIME, backend.check(&launch, &check.exec.command, limit)).await;
+            let outcome = timeout(limit + LOOK_TIME, backend.check(&launch, &command, limit)).await;
             let outcome = match outcome {
                 Ok(Ok(checked)) => Some(checked),
                 Ok(Err(BackendError::Unavailable(_))) => None,
