@@ -411,6 +411,30 @@ async fn full_and_read_only_disks_are_named_and_heal() {
     assert_eq!(get(&store, &registry.reference("agent:1")).await.unwrap().digest, digest);
 }
 
+/// A server that does not say how much it sends fills the disk no more than one that does.
+#[tokio::test]
+async fn a_body_of_unknown_length_leaves_the_reserve_free() {
+    let folder = Folder::new("unknown-length");
+    let Some(disk) = Mount::small(&folder) else { return };
+    let body = noise(3, (8 << 20) - (100 << 10));
+    let checksum = Some(hex::encode(Sha256::digest(&body)));
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/agent", listener.local_addr().unwrap());
+    let server = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let _ = stream.read(&mut [0; 4096]).unwrap();
+        let _ =
+            stream.write_all(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n").and_then(|()| stream.write_all(&body));
+    });
+    let store = Store::open(disk.0.join("artifacts"), Policy::default());
+    let wanted = Artifact { r#type: ArtifactType::Http, url, checksum_sha256: checksum };
+    // It would fit, but only just.
+    let error = tokio::time::timeout(PATIENCE, store.fetch(&wanted, None)).await.expect("in time").unwrap_err();
+    assert_eq!(error.reason, "DiskFull", "{error}");
+    assert_eq!(fs::read_dir(disk.0.join("artifacts/incoming")).map_or(0, Iterator::count), 0);
+    server.join().unwrap();
+}
+
 /// Nothing listens there.
 #[tokio::test]
 async fn a_dead_registry_is_named() {

@@ -131,6 +131,8 @@ async fn receive(mut part: Part, work: &Work, reply: &mut Reply, wanted: &Wanted
             Err(error) => (true, Some(error)),
         };
         if end || piece.len() + 64 * 1024 > PIECE_BYTES {
+            // Of many a body nobody knows how long it is before it has come.
+            work.room_for(piece.len() as u64)?;
             (part, piece) = work.blocking(move |_| part.append(piece)).await?;
         }
         match (end, failed) {
