@@ -66,7 +66,10 @@ fn into_an_image_with_systemd() {
     let said = install(root.path(), &["--device-name=tor1-02"]);
     assert_eq!(said.line("replaced"), "replaced file /etc/apollo/agent.env (mode 0600)");
     assert_eq!(fs::read_to_string(at("etc/apollo/agent.env")).unwrap(), settings.replace("tor1-01", "tor1-02"));
-    // Modes are put right, too.
+    // Modes are put right, too, also of a folder that is in use.
+    for kept in ["processes", "runs", "units", "initd", "containers"] {
+        fs::create_dir(at("var/lib/apollo/agent").join(kept)).unwrap();
+    }
     fs::set_permissions(at("etc/apollo/agent.env"), Permissions::from_mode(0o644)).unwrap();
     fs::set_permissions(at("var/lib/apollo/agent"), Permissions::from_mode(0o755)).unwrap();
     let said = install(root.path(), &[]);

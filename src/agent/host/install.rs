@@ -248,7 +248,7 @@ fn settings(given: &[(String, String)], file: &FileRead, live: bool) -> Result<S
         FileRead::Absent | FileRead::Denied(_) => SettingsFile::default(),
     };
     for (name, value) in given {
-        let path = (name.ends_with("_FILE") || name.ends_with("_CONFIG")) && !value.is_empty();
+        let path = ["_FILE", "_CONFIG", "_FOLDER"].iter().any(|end| name.ends_with(end)) && !value.is_empty();
         let value = if path { absolute(value, live) } else { value.clone() };
         settings.set(name, &value)?;
     }
@@ -306,7 +306,8 @@ fn has_other_link(path: &Path) -> bool {
 }
 
 fn holds_only_ours(folder: &Path) -> bool {
-    const OURS: [&str; 5] = ["state.json", "agent.sock", "processes", "artifacts", "runs"];
+    const OURS: [&str; 8] =
+        ["state.json", "agent.sock", "processes", "artifacts", "runs", "units", "initd", "containers"];
     let Ok(entries) = fs::read_dir(folder) else { return false };
     entries.flatten().all(|entry| {
         let name = entry.file_name().to_string_lossy().into_owned();
@@ -448,5 +449,21 @@ fn await_agent(folder: &Path) -> Option<u32> {
             return None;
         }
         std::thread::sleep(LOOK_EVERY);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_mean_the_same_wherever_the_service_begins() {
+        let here = std::env::current_dir().unwrap();
+        for name in ["APOLLO_AGENT_STATE_FILE", "APOLLO_AGENT_REGISTRY_CONFIG", "APOLLO_AGENT_ARTIFACT_FOLDER"] {
+            let given = [(name.to_owned(), "kept/there".to_owned())];
+            let read = |live| settings(&given, &FileRead::Absent, live).unwrap().get(name).map(PathBuf::from);
+            assert_eq!(read(true), Some(here.join("kept/there")));
+            assert_eq!(read(false), Some(PathBuf::from("kept/there")), "in an image");
+        }
     }
 }
