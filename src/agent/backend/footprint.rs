@@ -252,7 +252,8 @@ impl Footprint {
 
     /// When a run is over and nobody is left who could say how, says so.
     pub fn settle(&self, record: &Record) {
-        let journal = self.runs.read(&self.identity).unwrap_or_default();
+        // By the launcher, too, beside an agent: only that may compact.
+        let journal = self.runs.peek(&self.identity).unwrap_or_default();
         let open = journal.run(&record.invocation).is_some_and(|run| run.exit.is_none() && !run.asked);
         if open {
             let (result, code) = (UNKNOWN.to_owned(), "-".to_owned());
