@@ -457,6 +457,9 @@ async fn logs_stay_short(device: &Device) {
     assert_eq!(fs::metadata(&log).unwrap().len(), 0);
     let former = fs::read_to_string(log.with_extension("log.1")).unwrap();
     assert!(former.ends_with("100000\nlast\n") && former.len() == 256 * 1024);
+    // It is as little for everybody as the log itself.
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode(&log), mode(&log.with_extension("log.1"))), (0o640, 0o640));
     // The next run goes on where the file begins now.
     device::signal(pid, "KILL");
     fs::remove_file(&go).unwrap();

@@ -22,7 +22,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File, Permissions};
 use std::future::{Future, poll_fn};
 use std::io::{self, Read};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::process::Stdio;
@@ -357,7 +357,7 @@ impl Initd {
                 io::Seek::seek(&mut from, io::SeekFrom::End(-i64::try_from(LOG_BYTES).unwrap_or(0)))?;
                 let former = log.with_extension("log.1");
                 let _ = fs::remove_file(&former);
-                let mut to = File::options().write(true).create_new(true).open(former)?;
+                let mut to = File::options().write(true).create_new(true).mode(0o640).open(former)?;
                 io::copy(&mut Read::by_ref(&mut from).take(LOG_BYTES), &mut to)?;
                 from.set_len(0)
             };
