@@ -56,10 +56,14 @@ impl Records {
         }
     }
 
-    /// Writes a record, all or nothing. A failure is a warning, the first time; the agent goes on from memory.
-    pub fn save(&mut self, record: &Record) {
+    /// Writes a record, all or nothing; says whether it is written. A failure is a warning, the first time; the agent
+    /// goes on from memory.
+    #[must_use]
+    pub fn save(&mut self, record: &Record) -> bool {
         let path = self.path(&record.identity());
-        match replace(&path, |writer| Ok(serde_json::to_writer(writer, record)?)) {
+        let outcome = replace(&path, |writer| Ok(serde_json::to_writer(writer, record)?));
+        let written = outcome.is_ok();
+        match outcome {
             Ok(()) if self.failing => {
                 self.failing = false;
                 tracing::info!(path = %self.folder.display(), "what is remembered of processes is written again");
@@ -73,6 +77,7 @@ impl Records {
                 tracing::warn!(path = %path.display(), %error, "cannot write what is remembered of processes; going on from memory");
             }
         }
+        written
     }
 
     /// Removes a record.
@@ -109,7 +114,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mut records = Records::new(folder.path());
         assert!(records.load().is_empty());
-        records.save(&record());
+        assert!(records.save(&record()));
         assert_eq!(Records::new(folder.path()).load(), [record()]);
         let file = folder.path().join("processes/praetor-infra.agent.json");
         assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
@@ -122,7 +127,7 @@ mod tests {
     fn what_is_of_no_use_is_set_aside_and_hurts_no_other() {
         let folder = tempfile::tempdir().unwrap();
         let mut records = Records::new(folder.path());
-        records.save(&record());
+        assert!(records.save(&record()));
         let processes = folder.path().join("processes");
         let whole = fs::read(processes.join("praetor-infra.agent.json")).unwrap();
         fs::write(processes.join("praetor-infra.other.json"), &whole).unwrap();
@@ -141,10 +146,10 @@ mod tests {
         let blocker = folder.path().join("x");
         fs::write(&blocker, "").unwrap();
         let mut records = Records::new(&blocker);
-        records.save(&record());
+        assert!(!records.save(&record()), "it is not taken for written");
         assert!(records.failing);
         fs::remove_file(&blocker).unwrap();
-        records.save(&record());
+        assert!(records.save(&record()));
         assert!(!records.failing && records.load() == [record()]);
     }
 }

@@ -322,7 +322,7 @@ impl Shared {
                 (Look::Seen(_), Look::Seen(_)) => true,
                 _ => false,
             };
-            if !same || !same_trouble {
+            if !same || !same_trouble || worker.owes_disk() {
                 worker.wake();
             }
         }

@@ -124,6 +124,11 @@ impl Worker {
         said.as_ref().filter(|said| said.observed_spec_hash.as_deref() == Some(spec_hash)).cloned()
     }
 
+    /// Whether what is remembered of it is not on the disk, which may take it now.
+    pub fn owes_disk(&self) -> bool {
+        self.state.borrow().owes_disk()
+    }
+
     /// Artifacts that it needs.
     pub fn digests(&self) -> Vec<String> {
         self.state.borrow().record.digests().map(str::to_owned).collect()
@@ -278,11 +283,9 @@ impl Worker {
     }
 
     fn persist(&self, state: &mut State) {
-        if state.saved.as_ref() == Some(&state.record) || state.record.name.is_empty() {
-            return;
+        if state.owes_disk() && self.shared.records.borrow_mut().save(&state.record) {
+            state.saved = Some(state.record.clone());
         }
-        self.shared.records.borrow_mut().save(&state.record);
-        state.saved = Some(state.record.clone());
     }
 
     fn say(
@@ -343,7 +346,13 @@ fn main_place<'p, 'a>(
     alive.or_else(|| at(wanted)).or_else(|| at(record.started.as_ref().map(|version| version.backend)))
 }
 
-// === impl Item, OwnedPlace ===
+// === impl State, Item, OwnedPlace ===
+
+impl State {
+    fn owes_disk(&self) -> bool {
+        !self.record.name.is_empty() && self.saved.as_ref() != Some(&self.record)
+    }
+}
 
 impl Item {
     fn wanted(&self) -> Wanted<'_> {
