@@ -213,6 +213,11 @@ impl Holding {
         &self.items
     }
 
+    /// Uids of what was dropped lately.
+    pub fn dropped(&self) -> impl Iterator<Item = &str> {
+        self.dropped.iter().map(|dropped| dropped.uid.as_str())
+    }
+
     /// The highest revision seen.
     #[must_use]
     pub fn revision(&self) -> Option<u64> {

@@ -137,6 +137,7 @@ async fn serve(mut settings: Settings) -> Result<(), StartError> {
     let supervisor = (!settings.observe_only).then(|| supervise(&settings, changed.clone()));
     let word = if state.loaded() { Word::Remembered } else { Word::Nobody };
     if let Some(supervisor) = &supervisor {
+        supervisor.remember_dropped(holding.dropped());
         supervisor.desire(holding.items(), word);
     }
     let shared = Shared {
@@ -161,7 +162,7 @@ async fn serve(mut settings: Settings) -> Result<(), StartError> {
         name = either(&mut terminate, &mut interrupt) => info!(signal = name, "agent ends; what it holds stays in the state file"),
     }
     let holding = shared.holding.borrow();
-    if holding.revision() != saved_revision {
+    if holding.revision() != saved_revision || shared.state.borrow().owes() {
         shared.state.borrow_mut().save(&holding.record());
     }
     Ok(())
@@ -255,7 +256,8 @@ impl Shared {
         };
         let mut holding = self.holding.borrow_mut();
         let verdict = holding.received(Instant::now(), unix_seconds(), about);
-        if let Verdict::Changed(_) = verdict {
+        let owes = self.state.borrow().owes();
+        if matches!(verdict, Verdict::Changed(_)) || (owes && verdict == Verdict::Unchanged) {
             // First on the disk, then in the world.
             self.state.borrow_mut().save(&holding.record());
         }

@@ -62,6 +62,12 @@ impl StateFile {
         self.loaded
     }
 
+    /// Whether the file lacks what was to be written last: a device that boots from it would know too little.
+    #[must_use]
+    pub fn owes(&self) -> bool {
+        self.failing
+    }
+
     fn set_aside(&mut self, why: &str, detail: &str) {
         let aside = with_suffix(&self.path, why);
         match fs::rename(&self.path, &aside) {
@@ -75,7 +81,7 @@ impl StateFile {
         }
     }
 
-    /// Writes what is held, all or nothing. A failure is a warning, the first time; the next change tries again.
+    /// Writes what is held, all or nothing. A failure is a warning, the first time; see [`StateFile::owes`].
     pub fn save(&mut self, record: &Record<'_>) {
         if self.hands_off {
             return;
@@ -195,10 +201,11 @@ mod tests {
         let blocker = folder.path().join("x");
         fs::write(&blocker, "").unwrap();
         let mut file = StateFile::new(blocker.join("state.json"));
+        assert!(!file.owes());
         file.save(&holding().record());
-        assert!(file.failing);
+        assert!(file.owes());
         fs::remove_file(&blocker).unwrap();
         file.save(&holding().record());
-        assert!(!file.failing && blocker.join("state.json").exists());
+        assert!(!file.owes() && blocker.join("state.json").exists());
     }
 }

@@ -11,6 +11,7 @@
 use super::record::{Record, Version};
 use super::spec::{BackendKind, RestartPolicy, Spec, SpecError};
 use crate::agent::backend::{Activity, Exit, Found};
+use std::collections::HashSet;
 use std::time::Instant;
 
 /// What the device should run.
@@ -40,7 +41,8 @@ pub enum Place<'a> {
 pub enum Word {
     /// Nobody's: nothing is known of what the device should run.
     Nobody,
-    /// The state file's, which holds the last good answer.
+    /// The state file's. It may be older than the last good answer, when the disk refused that one: it says what was
+    /// dropped, but that something is not in it says nothing.
     Remembered,
     /// A good answer's that came since the agent was started.
     Heard,
@@ -64,6 +66,8 @@ pub struct Situation<'a> {
     pub wanted: Option<Wanted<'a>>,
     /// By whose word it is not wanted.
     pub word: Word,
+    /// Uids of what was dropped lately, as the state file remembers it.
+    pub dropped: &'a HashSet<String>,
     /// What is remembered.
     pub record: &'a Record,
     /// What is there, under each backend.
@@ -197,10 +201,12 @@ impl<'a> Situation<'a> {
     // --- what is not wanted
 
     fn unwanted(&self) -> Step {
-        let may = |found: &Found| {
-            self.word == Word::Heard || (self.word == Word::Remembered && self.record.knows(&found.uid))
+        let may = |uid: &str| match self.word {
+            Word::Heard => true,
+            Word::Remembered => self.dropped.contains(uid),
+            Word::Nobody => false,
         };
-        if let Some((kind, _)) = self.found().find(|(_, found)| may(found)) {
+        if let Some((kind, _)) = self.found().find(|(_, found)| may(&found.uid)) {
             return self.at(self.retry_due, Action::Remove(kind), "it is no longer wanted", "removing it failed");
         }
         if self.found().next().is_some() {
@@ -208,7 +214,8 @@ impl<'a> Situation<'a> {
         }
         match self.hidden(None) {
             Some(step) => step,
-            None if self.word == Word::Nobody => hold("nothing is known of what the device should run"),
+            // What is remembered of it, a run that is over for one, is needed if it is wanted after all.
+            None if !may(&self.record.uid) => hold("no answer has come yet that lacks it"),
             None => step(Action::Forget, "it is not wanted and nothing of it is there"),
         }
     }

@@ -188,13 +188,6 @@ impl Record {
         self.started.as_ref().is_some_and(|started| self.finished(&started.uid, &started.spec_hash).is_some())
     }
 
-    /// Whether something with this mark was put there by us.
-    #[must_use]
-    pub fn knows(&self, uid: &str) -> bool {
-        let versions = [&self.installed, &self.started].into_iter().flatten();
-        self.uid == uid || versions.into_iter().any(|version| version.uid == uid)
-    }
-
     /// Takes in what is seen of it; true when something is to be remembered.
     pub fn saw(&mut self, backend: BackendKind, found: &Found) -> bool {
         let Restarted { epoch, seen, ends, .. } = &mut self.restarts;

@@ -90,6 +90,8 @@ pub(super) struct Shared {
     pub records: RefCell<Records>,
     pub looks: RefCell<BTreeMap<BackendKind, Look>>,
     pub word: Cell<Word>,
+    /// Uids of what a former start was told to drop.
+    pub dropped: RefCell<HashSet<String>>,
     workers: RefCell<BTreeMap<Identity, Rc<Worker>>>,
     /// Asks for another look at a backend.
     again: BTreeMap<BackendKind, Notify>,
@@ -126,6 +128,7 @@ impl Supervisor {
             again: kinds().map(|kind| (kind, Notify::new())).collect(),
             records: RefCell::new(Records::new(state)),
             word: Cell::new(Word::Nobody),
+            dropped: RefCell::default(),
             workers: RefCell::default(),
             collect: Notify::new(),
             collecting: Cell::new(false),
@@ -148,6 +151,11 @@ impl Supervisor {
             spawn_local(self.shared.clone().look_for_ever(backend.clone()));
         }
         self.shared.clone().collect_for_ever().await;
+    }
+
+    /// What was dropped lately according to the state file, by uid: as long as no answer has come, nothing else goes.
+    pub fn remember_dropped<'a>(&self, uids: impl Iterator<Item = &'a str>) {
+        self.shared.dropped.replace(uids.map(str::to_owned).collect());
     }
 
     /// What the device should run from now on, and by whose word.

@@ -239,6 +239,7 @@ impl Worker {
         let step = next(&Situation {
             wanted,
             word: self.shared.word.get(),
+            dropped: &self.shared.dropped.borrow(),
             record: &state.record,
             places: &places,
             supply,

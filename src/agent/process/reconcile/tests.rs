@@ -47,7 +47,7 @@ proptest! {
         device.apply(&Op::Want(Some(bad)));
         for op in ops {
             // Whoever forgets what ran cannot start it again.
-            let forgets = matches!(op, Op::LoseRecord | Op::StaleRecord | Op::LoseArtifacts | Op::Want(_));
+            let forgets = matches!(op, Op::LoseRecord | Op::StaleRecord | Op::StaleList | Op::LoseArtifacts | Op::Want(_));
             if !forgets {
                 device.apply(&op);
             }
@@ -91,8 +91,39 @@ fn what_is_remembered_is_not_removed_when_the_list_is_lost() {
     assert_eq!(device.live().len(), 1);
     // It was dropped by an answer, and the agent died before it could act: the state file's word is enough.
     device.word = Some(Word::Remembered);
+    device.dropped.insert("a".into());
     device.settle();
     assert!(device.units.is_empty() && device.disk.is_none());
+}
+
+#[test]
+fn a_state_file_that_could_not_be_written_stops_nothing() {
+    let mut device = device();
+    for (wanted, live) in [(0, 1), (4, 0)] {
+        device.apply(&Op::Want(Some(wanted)));
+        device.settle();
+        if live == 0 {
+            device.apply(&Op::Exit(true));
+            device.settle();
+        }
+        // After a reboot the file is from before the process was wanted: it neither has it nor says that it was dropped.
+        device.apply(&Op::Reboot);
+        device.apply(&Op::StaleList);
+        assert_eq!(device.word, Some(Word::Remembered));
+        let units = device.units.len();
+        device.settle();
+        assert_eq!((device.live().len(), device.units.len()), (live, units));
+        // Nor is a run forgotten that is over: it would be started again as soon as the gateway is heard.
+        device.units.retain(|_, unit| is_live(&unit.activity));
+        device.settle();
+        assert_eq!(device.record.finished("a", "h4").is_some(), live == 0);
+        device.apply(&Op::Want(Some(wanted)));
+        device.settle();
+        assert_eq!(device.live().len(), live);
+    }
+    device.apply(&Op::Want(None));
+    device.settle();
+    assert!(device.units.is_empty() && device.disk.is_none(), "an answer that lacks it is enough");
 }
 
 #[test]

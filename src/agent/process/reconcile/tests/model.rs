@@ -3,7 +3,7 @@
 use super::super::*;
 use crate::agent::artifact::{FetchError, Fetched, Stage};
 use proptest::prelude::*;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::time::Duration;
 
 pub const KINDS: [BackendKind; 2] = [BackendKind::Systemd, BackendKind::Initd];
@@ -67,6 +67,8 @@ pub struct Device {
     pub record: Record,
     pub wanted: Option<usize>,
     pub word: Option<Word>,
+    /// Uids that the state file remembers as dropped.
+    pub dropped: HashSet<String>,
     pub now: Duration,
     pub fetch_due: Option<Duration>,
     pub retry_due: Option<Duration>,
@@ -88,6 +90,8 @@ pub enum Op {
     StaleRecord,
     Exit(bool),
     Reboot,
+    /// The state file could not be written since before the process was wanted, and the agent is started again.
+    StaleList,
     Toggle(usize),
     Wait(u16),
     LoseArtifacts,
@@ -103,6 +107,7 @@ pub fn op() -> impl Strategy<Value = Op> {
         1 => Just(Op::StaleRecord),
         3 => any::<bool>().prop_map(Op::Exit),
         1 => Just(Op::Reboot),
+        1 => Just(Op::StaleList),
         2 => (0..KINDS.len()).prop_map(Op::Toggle),
         2 => (0_u16..400).prop_map(Op::Wait),
         1 => Just(Op::LoseArtifacts),
@@ -173,6 +178,7 @@ impl Device {
         let step = next(&Situation {
             wanted,
             word: self.word.unwrap_or(Word::Nobody),
+            dropped: &self.dropped,
             record: &self.record,
             places: &places,
             supply,
@@ -275,7 +281,7 @@ impl Device {
                 if let (Some(row), true) = (self.row(), is_live(&unit.activity)) {
                     self.may_be_stopped(row);
                 } else if self.row().is_none() {
-                    assert!(self.word == Some(Word::Heard) || self.record.knows(unit.uid), "{}", step.why);
+                    assert!(self.is_dropped(unit.uid), "{}", step.why);
                 }
                 if parts < 1 {
                     return self.die();
@@ -299,6 +305,7 @@ impl Device {
                 self.over.insert((uid, hash));
             }
             Action::Forget => {
+                assert!(self.is_dropped(&self.record.uid), "{}", step.why);
                 (self.disk, self.disk_before) = (None, None);
                 self.record = Record::new("ns", "n");
                 self.over.clear();
@@ -362,6 +369,11 @@ impl Device {
         assert!(over || ready, "the old one is stopped before the new one is installed");
     }
 
+    /// Whether anybody has said that it is not wanted; a state file that lacks it may be an old one.
+    fn is_dropped(&self, uid: &str) -> bool {
+        self.word == Some(Word::Heard) || (self.word == Some(Word::Remembered) && self.dropped.contains(uid))
+    }
+
     pub fn check(&self) {
         assert!(self.live().len() <= 1, "two copies: {:?}", self.live());
     }
@@ -369,7 +381,11 @@ impl Device {
     pub fn apply(&mut self, op: &Op) {
         match op {
             Op::Want(wanted) => {
+                self.dropped.extend(self.row().map(|row| row.0.to_owned()));
                 self.wanted = *wanted;
+                if let Some(row) = self.row() {
+                    self.dropped.remove(row.0);
+                }
                 // A good answer, taken over.
                 self.word = Some(Word::Heard);
                 (self.fetch_due, self.retry_due) = (None, None);
@@ -401,6 +417,11 @@ impl Device {
                         unit.ran = Some((unit.uid, unit.installed));
                     }
                 }
+            }
+            Op::StaleList => {
+                self.restart();
+                self.wanted = None;
+                self.dropped.clear();
             }
             Op::Reboot => {
                 for (kind, unit) in &mut self.units {
