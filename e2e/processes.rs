@@ -84,6 +84,7 @@ impl Device {
         command.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("APOLLO_DEVICE_NAME", DEVICE);
         command.env("APOLLO_GATEWAY_URL", self.gateway.url()).env("APOLLO_DEVICE_TOKEN", TOKEN);
         command.env("APOLLO_AGENT_STATE_FILE", self.path("agent/state.json"));
+        command.env("APOLLO_AGENT_CONTAINER_SOCKET", "/nonexistent/docker.sock");
         self.agent = Some(Agent::spawn(command));
     }
 

@@ -220,7 +220,8 @@ pub struct Agent {
 
 pub fn command() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_praetor-agent"));
-    command.env_clear().stdin(Stdio::null());
+    // Not the containers of the machine on which this runs.
+    command.env_clear().env("APOLLO_AGENT_CONTAINER_SOCKET", "/nonexistent/docker.sock").stdin(Stdio::null());
     command
 }
 

@@ -350,6 +350,8 @@ impl Agent {
         AgentBuilder { args: Vec::new(), env: BTreeMap::new() }
             .env("APOLLO_DEVICE_NAME", device)
             .env("APOLLO_GATEWAY_URL", url)
+            // Not the containers of the machine on which this runs.
+            .env("APOLLO_AGENT_CONTAINER_SOCKET", "/nonexistent/docker.sock")
     }
 
     /// Its state file.
