@@ -129,7 +129,9 @@ impl Shown {
         })
     }
 
-    fn exit(&self) -> Option<Exit> {
+    /// The end of the main process; none: it has not ended, or systemd has forgotten.
+    #[must_use]
+    pub fn exit(&self) -> Option<Exit> {
         let (code, reason) = match self.code {
             1 if self.status == 0 => (0, "Completed"),
             1 => (self.status, "Error"),

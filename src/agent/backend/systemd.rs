@@ -4,11 +4,13 @@
 //! unit keep its journal. What the agent does here can be done again at any time: files are replaced by renames and only
 //! when they differ, and systemd itself finishes what it was told.
 
+mod judgement;
+
 use super::exec;
 use super::files::{failed, replace, unlink};
 use super::fits::fits_the_device;
-use super::journal::{Journal, Line};
-use super::proc::{Stat, unix_seconds};
+use super::journal::Line;
+use super::proc::unix_seconds;
 use super::runs::Runs;
 use super::show::{PROPERTIES, Phase, Shown};
 use super::systemctl::systemctl;
@@ -19,10 +21,10 @@ use crate::agent::process::identity::{Identity, PREFIX};
 use crate::agent::process::spec::{Artifact, BackendKind, RestartPolicy};
 use sha2::{Digest, Sha256};
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, DirBuilder};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, symlink};
+use std::os::unix::fs::{DirBuilderExt, symlink};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
@@ -60,6 +62,8 @@ pub struct Systemd {
     due: Cell<Option<Instant>>,
     /// Hash of the spec of runs that we have started, for when no journal can be written.
     started: RefCell<HashMap<Identity, (String, String)>>,
+    /// Those with something about them that cannot be read, which was said.
+    unreadable: RefCell<HashSet<Identity>>,
 }
 
 // === impl Systemd ===
@@ -76,6 +80,7 @@ impl Systemd {
             version: Cell::default(),
             due: Cell::default(),
             started: RefCell::default(),
+            unreadable: RefCell::default(),
         }
     }
 
@@ -160,17 +165,30 @@ impl Systemd {
 
     /// The same for one, when it has come from one state to the next.
     async fn show_settled(&self, identity: &Identity) -> Result<Shown, BackendError> {
+        let mut all = [self.show_one(identity).await?];
+        self.settle(&[identity], &mut all).await?;
+        let [shown] = all;
+        Ok(shown)
+    }
+
+    /// Waits until each of them has come from one state to the next, for all of them together no longer than for one.
+    async fn settle(&self, all: &[&Identity], shown: &mut [Shown]) -> Result<(), BackendError> {
         let until = Instant::now() + SETTLE;
         loop {
-            let shown = self.show_one(identity).await?;
-            if shown.phase() != Phase::Passing {
-                return Ok(shown);
+            let mut passing: Vec<_> =
+                all.iter().zip(&mut *shown).filter(|(_, shown)| shown.phase() == Phase::Passing).collect();
+            if passing.is_empty() {
+                return Ok(());
             }
             if Instant::now() >= until {
                 self.due.set(Some(Instant::now() + SOON));
-                return Ok(shown);
+                return Ok(());
             }
             sleep(LOOK).await;
+            let again = self.show(passing.iter().map(|(identity, _)| **identity)).await?;
+            for ((_, slot), now) in passing.iter_mut().zip(again) {
+                **slot = now;
+            }
         }
     }
 
@@ -204,92 +222,6 @@ impl Systemd {
         }
     }
 
-    /// What is known of one of ours. The journal is read last: it is then at least as new as what systemd has said.
-    fn judge(&self, identity: &Identity, marks: Marks, shown: &Shown) -> Result<Found, BackendError> {
-        let read = || self.runs.read(identity).map_err(|error| failed(&self.runs.file(identity), "read", &error));
-        let mut journal = read()?;
-        if shown.phase() != Phase::Passing && self.complete(identity, shown, &journal) {
-            journal = read()?;
-        }
-        let started = Stat::of(shown.pid).and_then(|stat| stat.mark().started()).unwrap_or(0);
-        let activity = shown.activity(&journal, self.stop_mark(identity).exists(), started);
-        let running = match &activity {
-            Activity::Running { started, .. } => self.running(identity, shown, &journal, *started, &marks),
-            _ => journal.last_run().map(|run| run.spec_hash.clone()),
-        };
-        Ok(Found {
-            identity: identity.clone(),
-            uid: marks.uid,
-            installed: marks.spec_hash,
-            running,
-            activity,
-            exits: journal.exits(),
-            epoch: journal.epoch().to_owned(),
-            last_exit: journal.last_exit(),
-        })
-    }
-
-    /// What the live process was started from.
-    fn running(&self, identity: &Identity, shown: &Shown, journal: &Journal, at: i64, marks: &Marks) -> Option<String> {
-        if let Some(run) = journal.run(&shown.invocation) {
-            return Some(run.spec_hash.clone());
-        }
-        if let Some((invocation, hash)) = self.started.borrow().get(identity)
-            && *invocation == shown.invocation
-        {
-            return Some(hash.clone());
-        }
-        // Its journal could not be written. When nothing was installed since, it is what is installed.
-        let written = fs::metadata(self.unit_file(identity)).ok()?.mtime();
-        (written < at).then(|| marks.spec_hash.clone())
-    }
-
-    /// Adds an end that the hook could not write. Whether there was one.
-    fn complete(&self, identity: &Identity, shown: &Shown, journal: &Journal) -> bool {
-        if matches!(shown.phase(), Phase::Runs(_)) || self.stop_mark(identity).exists() {
-            return false;
-        }
-        // systemd forgets a unit that has ended well.
-        let forgotten = shown.invocation.is_empty();
-        let own = self.started.borrow().get(identity).map(|(invocation, _)| invocation.clone());
-        let Some(invocation) = (if forgotten { own } else { Some(shown.invocation.clone()) }) else { return false };
-        let end = shown.end().or_else(|| forgotten.then(|| ("success".to_owned(), "0".to_owned())));
-        match (journal.run(&invocation).is_some_and(|run| run.exit.is_none()), end) {
-            (true, Some((result, code))) => {
-                self.note(identity, &Line::Exit { result, code, at: unix_seconds(), invocation });
-                true
-            }
-            _ => false,
-        }
-    }
-
-    /// Adds a start that the hook could not write: it may have been kept from it by the process's own environment, which
-    /// is the hooks' as well. `before`: the run before this one.
-    fn complete_start(&self, launch: &Launch, shown: Shown, before: Option<&str>) {
-        let identity = &launch.identity;
-        let journal = self.runs.read(identity).unwrap_or_default();
-        let mut invocation = shown.invocation;
-        if invocation.is_empty() {
-            // It is over and forgotten already.
-            if journal.last_run().map(|run| run.invocation.as_str()) != before {
-                return;
-            }
-            invocation = format!("{:032x}", rand::random::<u128>());
-        }
-        let spec_hash = launch.spec_hash.clone();
-        if journal.run(&invocation).is_none() {
-            let (spec_hash, invocation) = (spec_hash.clone(), invocation.clone());
-            self.note(identity, &Line::Start { spec_hash, at: unix_seconds(), invocation });
-        }
-        self.started.borrow_mut().insert(identity.clone(), (invocation, spec_hash));
-    }
-
-    fn note(&self, identity: &Identity, line: &Line) {
-        if let Err(error) = self.runs.append(identity, line) {
-            tracing::warn!(%identity, %error, "no journal can be kept");
-        }
-    }
-
     /// Everything of ours, by the files that carry our marks.
     fn ours(&self) -> Result<Vec<(Identity, Marks)>, BackendError> {
         let entries = match fs::read_dir(&self.units) {
@@ -301,8 +233,11 @@ impl Systemd {
             let name = entry.map_err(|error| failed(&self.units, "read", &error))?.file_name();
             let Some(name) = name.to_str().filter(|name| name.starts_with(PREFIX)) else { continue };
             let Some(identity) = name.strip_suffix(".service").and_then(Identity::parse) else { continue };
-            if let Some(marks) = self.marks(&identity)? {
-                ours.push((identity, marks));
+            match self.marks(&identity) {
+                Ok(Some(marks)) => ours.push((identity, marks)),
+                Ok(None) => {}
+                // Nobody knows whose it is; the others are well.
+                Err(error) => self.complain(&identity, &error),
             }
         }
         ours.sort_unstable_by(|a, b| a.0.cmp(&b.0));
@@ -312,19 +247,20 @@ impl Systemd {
     async fn list_all(&self) -> Result<Vec<Found>, BackendError> {
         self.version().await?;
         let ours = self.ours()?;
-        let shown = self.show(ours.iter().map(|(identity, _)| identity)).await?;
+        let names: Vec<&Identity> = ours.iter().map(|(identity, _)| identity).collect();
+        let mut shown = self.show(names.iter().copied()).await?;
+        self.settle(&names, &mut shown).await?;
         let mut all = Vec::with_capacity(ours.len());
-        for ((identity, marks), mut shown) in ours.into_iter().zip(shown) {
-            if shown.phase() == Phase::Passing {
-                shown = self.show_settled(&identity).await?;
-            }
-            let found = self.judge(&identity, marks, &shown)?;
+        for ((identity, marks), shown) in ours.into_iter().zip(shown) {
+            let found = self.judge(&identity, marks, &shown);
             if let Activity::Running { started, .. } = found.activity
                 && shown.restarts > 0
                 && unix_seconds() - started > WELL
             {
                 // So that systemd's next restart does not wait as if the ones of last week had been today.
-                systemctl(&["reset-failed", &unit::name(&identity)], ANSWER).await?;
+                if let Err(error) = systemctl(&["reset-failed", &unit::name(&identity)], ANSWER).await {
+                    tracing::debug!(%identity, %error, "old restarts go on counting");
+                }
             }
             all.push(found);
         }
@@ -335,7 +271,7 @@ impl Systemd {
         self.version().await?;
         let Some(marks) = self.marks(identity)? else { return Ok(None) };
         let shown = self.show_settled(identity).await?;
-        self.judge(identity, marks, &shown).map(Some)
+        Ok(Some(self.judge(identity, marks, &shown)))
     }
 
     async fn install_one(&self, launch: &Launch) -> Result<(), BackendError> {
@@ -403,15 +339,14 @@ impl Systemd {
         self.version().await?;
         let identity = &launch.identity;
         let unit = unit::name(identity);
-        let shown = self.must_be_ours(identity).await?;
+        self.must_be_ours(identity).await?;
         match self.marks(identity)? {
             Some(marks) if marks.spec_hash == launch.spec_hash && marks.uid == launch.uid => {}
             _ => return Err(BackendError::Failed(format!("the unit {unit} is not that of this process"))),
         }
-        if shown.outdated {
-            // An installation was cut off: systemd would start what it has in mind.
-            self.reload().await?;
-        }
+        // It may have been cut off, so that systemd would start what it has in mind; and the file with the environment may
+        // be lost. Nobody would see, since the marks are right.
+        self.install_one(launch).await?;
         if launch.restart_policy == RestartPolicy::Always {
             self.start_at_boot(identity)?;
         }
