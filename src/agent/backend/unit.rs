@@ -9,6 +9,8 @@ use crate::agent::process::identity::Identity;
 use crate::agent::process::spec::RestartPolicy;
 use std::fmt::Write;
 
+/// Gives variables to a program: run as the program's user, and itself without them.
+const ENV: &str = "/usr/bin/env";
 /// First line of every unit of ours.
 const HEAD: &str = "# Made by praetor-agent, which replaces and removes it. Changes belong into the DeviceProcess.";
 /// Section with our marks; systemd passes over sections that begin with X-.
@@ -18,6 +20,38 @@ const SPEC_HASH: &str = "X-Praetor-SpecHash=";
 const DEVICE: &str = "X-Praetor-Device=";
 /// systemd reads no longer line, and says so nowhere that an operator would look.
 const LONGEST_LINE: usize = 1024 * 1024 - 4096;
+
+/// Variables that make a loader, a C library or a shell do something before a program's first line: those that glibc drops
+/// for programs with more rights than their user (ld.so(8)), musl's, and those of the shells. The hooks are root's shell
+/// and have the environment of the unit, so none of them may be there: the program alone gets them.
+const FOR_THE_PROGRAM_ALONE: [&str; 24] = [
+    "BASHOPTS",
+    "CDPATH",
+    "ENV",
+    "FPATH",
+    "GCONV_PATH",
+    "GETCONF_DIR",
+    "GLIBC_TUNABLES",
+    "GLOBIGNORE",
+    "HOSTALIASES",
+    "IFS",
+    "LIBPATH",
+    "LOCALDOMAIN",
+    "LOCPATH",
+    "MUSL_LOCPATH",
+    "NIS_PATH",
+    "NLSPATH",
+    "POSIXLY_CORRECT",
+    "PS4",
+    "RESOLV_HOST_CONF",
+    "RES_OPTIONS",
+    "SHELLOPTS",
+    "TMPDIR",
+    "TZDIR",
+    "ZDOTDIR",
+];
+/// Beginnings of more of them.
+const FOR_THE_PROGRAM_ALONE_SO_BEGUN: [&str; 3] = ["LD_", "BASH_", "MALLOC_"];
 
 /// The journal does not outgrow this when nobody compacts it: blocks of 512 or 1024 bytes, as the shell has it.
 const JOURNAL_BLOCKS: u32 = 4096;
@@ -73,6 +107,9 @@ pub enum Refusal {
     /// It would be read as something else.
     #[error("{0}: systemd takes no path with control characters, or with a blank or a backslash at its end")]
     Path(&'static str),
+    /// It would be read as a variable.
+    #[error("execution.command: a program with = in its path cannot be run with the variable {0}")]
+    Equals(String),
     /// It would be left out of the environment.
     #[error("execution.env: systemd takes no variable of the name {0:?}: letters, digits and _ only, no digit first")]
     VariableName(String),
@@ -171,8 +208,13 @@ pub fn render(launch: &Launch, around: &Surroundings<'_>) -> Result<String, Refu
 /// Appends a line to the journal: what, when, and which run. A line that was cut off before it stays apart.
 fn hook_script(what: &str) -> String {
     format!(
-        r#"umask 077; ulimit -f {JOURNAL_BLOCKS}; printf "\n%s %s %s\n" {what} "$(/bin/date +%s)" "$INVOCATION_ID" >>"$1""#
+        r#"PATH=/usr/sbin:/usr/bin:/sbin:/bin; unset TZ; umask 077; ulimit -f {JOURNAL_BLOCKS}; printf "\n%s %s %s\n" {what} "$(/bin/date +%s)" "$INVOCATION_ID" >>"$1""#
     )
+}
+
+/// Whether root's shell must not see a variable.
+fn is_for_the_program_alone(name: &str) -> bool {
+    FOR_THE_PROGRAM_ALONE.contains(&name) || FOR_THE_PROGRAM_ALONE_SO_BEGUN.iter().any(|begun| name.starts_with(begun))
 }
 
 /// The program with its arguments. Its own name is given apart: in the path `$` means nothing, in what it is told it does.
@@ -181,7 +223,20 @@ fn command_line(launch: &Launch) -> Result<String, Refusal> {
     if program.chars().any(|c| c.is_ascii_control() || "'\"\\".contains(c)) {
         return Err(Refusal::Program);
     }
-    let mut words = vec![format!("\"@{}\"", program.replace('%', "%%")), quote(program)];
+    let alone: Vec<_> = launch.env.iter().filter(|(name, _)| is_for_the_program_alone(name)).collect();
+    let first = if alone.is_empty() { program } else { ENV };
+    let mut words = vec![format!("\"@{}\"", first.replace('%', "%%"))];
+    if let Some((name, _)) = alone.first() {
+        if program.contains('=') {
+            return Err(Refusal::Equals(name.clone()));
+        }
+        words.push(quote(ENV));
+        for (name, value) in alone {
+            sound(name, value)?;
+            words.push(quote(&format!("{name}={value}")));
+        }
+    }
+    words.push(quote(program));
     words.extend(launch.args.iter().map(|argument| quote(argument)));
     Ok(words.join(" "))
 }
@@ -211,19 +266,16 @@ fn path(field: &'static str, text: &str) -> Result<String, Refusal> {
     if sound { Ok(text.replace('%', "%%")) } else { Err(Refusal::Path(field)) }
 }
 
-/// The file with the environment of a process.
+/// The file with the environment of a process, as far as the hooks may see it.
 ///
 /// # Errors
 /// A variable that systemd would leave out.
 pub fn environment(variables: &[(String, String)]) -> Result<String, Refusal> {
     let mut text = String::new();
     for (name, value) in variables {
-        let sound = |c: u8| c.is_ascii_alphanumeric() || c == b'_';
-        if name.is_empty() || !name.bytes().all(sound) || name.starts_with(|c: char| c.is_ascii_digit()) {
-            return Err(Refusal::VariableName(name.clone()));
-        }
-        if value.chars().any(|c| c.is_ascii_control() && c != '\t' && c != '\n') {
-            return Err(Refusal::VariableValue(name.clone()));
+        sound(name, value)?;
+        if is_for_the_program_alone(name) {
+            continue;
         }
         text.push_str(name);
         text.push_str("=\"");
@@ -236,6 +288,18 @@ pub fn environment(variables: &[(String, String)]) -> Result<String, Refusal> {
         text.push_str("\"\n");
     }
     Ok(text)
+}
+
+/// Refuses a variable that systemd would leave out.
+fn sound(name: &str, value: &str) -> Result<(), Refusal> {
+    let sound = |c: u8| c.is_ascii_alphanumeric() || c == b'_';
+    if name.is_empty() || !name.bytes().all(sound) || name.starts_with(|c: char| c.is_ascii_digit()) {
+        return Err(Refusal::VariableName(name.to_owned()));
+    }
+    if value.chars().any(|c| c.is_ascii_control() && c != '\t' && c != '\n') {
+        return Err(Refusal::VariableValue(name.to_owned()));
+    }
+    Ok(())
 }
 
 /// The marks of a unit; none: it is not ours.
@@ -401,8 +465,34 @@ mod tests {
         assert_eq!(argv[3..], ["sh", "/state/runs/x", "sha256:12"]);
         assert_eq!(
             argv[2],
-            r#"umask 077; ulimit -f 4096; printf "\n%s %s %s\n" "start $2" "$(/bin/date +%s)" "$INVOCATION_ID" >>"$1""#
+            r#"PATH=/usr/sbin:/usr/bin:/sbin:/bin; unset TZ; umask 077; ulimit -f 4096; printf "\n%s %s %s\n" "start $2" "$(/bin/date +%s)" "$INVOCATION_ID" >>"$1""#
         );
+    }
+
+    #[test]
+    fn what_loads_code_is_for_the_program_alone() {
+        let mut launch = launch("/opt/agent", &["-v"]);
+        let value = "/tmp/a b%n$X\"\\\n\t";
+        let alone =
+            ["LD_PRELOAD", "LD_LIBRARY_PATH", "LD_AUDIT", "GCONV_PATH", "LOCPATH", "NLSPATH", "BASH_ENV", "ENV", "IFS"];
+        launch.env = alone.iter().chain(&["LDAP", "HOME"]).map(|name| (name.to_string(), value.to_owned())).collect();
+        let file = read_environment(&environment(&launch.env).unwrap());
+        assert_eq!(file.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["LDAP", "HOME"]);
+        let unit = unit(&launch);
+        let (path, argv) = command(values(&unit, "ExecStart")[0]).unwrap();
+        let mut expected = vec!["/usr/bin/env".to_owned()];
+        expected.extend(alone.iter().map(|name| format!("{name}={value}")));
+        expected.extend(["/opt/agent", "-v"].map(str::to_owned));
+        assert_eq!((path.as_str(), argv), ("/usr/bin/env", expected));
+        // The hooks are run by systemd itself, and it is told of them in no other line.
+        for line in unit.lines().filter(|line| !line.starts_with("ExecStart=")) {
+            assert!(!alone.iter().any(|name| line.contains(&format!("{name}="))), "{line}");
+        }
+        launch.program = "/opt/a=b".to_owned();
+        assert_eq!(render(&launch, &around(252)), Err(Refusal::Equals("LD_PRELOAD".to_owned())));
+        launch.program = "/opt/agent".to_owned();
+        launch.env[0].1 = "\u{1}".to_owned();
+        assert!(render(&launch, &around(252)).is_err() && environment(&launch.env).is_err());
     }
 
     #[test]
