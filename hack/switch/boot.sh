@@ -37,6 +37,8 @@ ln -s /proc/self/fd/2 "$root/dev/stderr"
 mount -t tmpfs -o mode=0755 tmpfs "$root/run"
 mount -t tmpfs -o mode=1777 tmpfs "$root/tmp"
 # Names are looked up as the machine does.
+# Removed first: as a link it would lead out of the switch.
+rm -f "$root/etc/resolv.conf"
 [[ ! -s /etc/resolv.conf ]] || cat /etc/resolv.conf >"$root/etc/resolv.conf" || true
 hostname switch
 
