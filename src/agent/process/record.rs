@@ -190,6 +190,10 @@ impl Record {
 
     /// Takes in what is seen of it; true when something is to be remembered.
     pub fn saw(&mut self, backend: BackendKind, found: &Found) -> bool {
+        if found.epoch.is_empty() && found.exits == 0 {
+            // It has never run, or nobody can say for now: no reason to count the same ends again later.
+            return self.places.insert(backend);
+        }
         let Restarted { epoch, seen, ends, .. } = &mut self.restarts;
         let mut news = self.places.insert(backend) || *epoch != found.epoch || *seen != found.exits;
         *ends += if *epoch == found.epoch { found.exits.saturating_sub(*seen) } else { found.exits };
