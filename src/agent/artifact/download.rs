@@ -132,7 +132,9 @@ async fn receive(mut part: Part, work: &Work, reply: &mut Reply, wanted: &Wanted
         };
         if end || piece.len() + 64 * 1024 > PIECE_BYTES {
             // Of many a body nobody knows how long it is before it has come.
-            work.room_for(piece.len() as u64)?;
+            if !piece.is_empty() {
+                work.room_for(piece.len() as u64)?;
+            }
             (part, piece) = work.blocking(move |_| part.append(piece)).await?;
         }
         match (end, failed) {
