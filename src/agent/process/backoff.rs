@@ -2,6 +2,7 @@
 //!
 //! Chance comes in as a number in `[0, 1)`, so that every decision can be replayed.
 
+use crate::agent::backend::Activity;
 use std::time::{Duration, Instant};
 
 /// Shortest and longest pause between two downloads of an artifact.
@@ -48,6 +49,20 @@ pub struct Restarts {
 // === impl Restarts ===
 
 impl Restarts {
+    /// When to start it again, by what it is seen to do; none: nothing of it has ended. That nothing runs is an end as
+    /// well after a start of ours, one of which nobody could write down how it was.
+    pub fn seen(&mut self, now: Instant, activity: Option<&Activity>, chance: f64) -> Option<Instant> {
+        match activity? {
+            Activity::Running { .. } => {
+                self.lives(now);
+                None
+            }
+            Activity::Ended(_) => Some(self.ended(now, chance)),
+            Activity::Stopped if self.started.is_some() || self.due.is_some() => Some(self.ended(now, chance)),
+            Activity::Stopped | Activity::Restarting(_) => None,
+        }
+    }
+
     /// It was started, or is seen to live.
     pub fn lives(&mut self, now: Instant) {
         self.due = None;
@@ -120,6 +135,23 @@ mod tests {
         restarts.lives(now);
         now += SOUND_RUN;
         assert_eq!(restarts.ended(now, 1.0), now, "after a sound run it is the first time again");
+    }
+
+    #[test]
+    fn a_run_whose_end_nobody_could_write_down_has_ended_all_the_same() {
+        let mut now = Instant::now();
+        let mut restarts = Restarts::default();
+        assert_eq!(restarts.seen(now, Some(&Activity::Stopped), 1.0), None, "it was not started yet");
+        let mut pauses = Vec::new();
+        for _ in 0..4 {
+            restarts.lives(now); // our start
+            let due = restarts.seen(now, Some(&Activity::Stopped), 1.0).unwrap();
+            assert_eq!(restarts.seen(now, Some(&Activity::Stopped), 0.0), Some(due));
+            pauses.push((due - now).as_secs());
+            now = due;
+        }
+        assert_eq!(pauses, [0, 10, 20, 40]);
+        assert_eq!(restarts.seen(now, Some(&Activity::Running { pid: 1, started: 1 }), 1.0), None);
     }
 
     #[test]

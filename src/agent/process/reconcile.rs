@@ -265,6 +265,12 @@ impl<'a> Situation<'a> {
                 let due = self.restart_due.max(self.retry_due);
                 self.at(due, Action::Start(Which::Wanted), "it has ended", "it has ended and is restarted in a while")
             }
+            // It ran and does not, and how it ended was not written down; after a reboot nothing has to be waited for.
+            Activity::Stopped if started => {
+                let due = self.restart_due.max(self.retry_due);
+                let waiting = "it does not run any more and is restarted in a while";
+                self.at(due, Action::Start(Which::Wanted), "it is installed and does not run", waiting)
+            }
             Activity::Stopped => start("it is installed and does not run"),
             _ => start("another version runs, and the new one is installed"),
         }
@@ -322,7 +328,7 @@ impl<'a> Situation<'a> {
             Some(Activity::Ended(exit)) if mine && is_over(self.current_policy, exit) => {
                 return step(Action::Finish(Which::Current, exit.clone()), "it has ended, and by its policy stays so");
             }
-            Some(Activity::Ended(_)) => self.restart_due.max(self.current_retry_due),
+            Some(Activity::Ended(_) | Activity::Stopped) => self.restart_due.max(self.current_retry_due),
             _ => self.current_retry_due,
         };
         if !self.current_present || self.hidden(Some(current.backend)).is_some() {

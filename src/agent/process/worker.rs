@@ -206,14 +206,7 @@ impl Worker {
         let main = main_place(&places, item.as_deref(), &state.record).copied();
         let found = main.and_then(|(_, place)| seen(place));
         state.judge_health(now, found, item.as_deref());
-        let restart_due = match found.map(|found| &found.activity) {
-            Some(Activity::Running { .. }) => {
-                state.restarts.lives(now);
-                None
-            }
-            Some(Activity::Ended(_)) => Some(state.restarts.ended(now, rand::random())),
-            _ => None,
-        };
+        let restart_due = state.restarts.seen(now, found.map(|found| &found.activity), rand::random());
         state.know_current();
         let current = state.record.started.as_ref();
         let (supply, current_present) = {

@@ -89,6 +89,8 @@ pub enum Op {
     LoseRecord,
     StaleRecord,
     Exit(bool),
+    /// What lives ends, and the disk does not take how.
+    Vanish,
     Reboot,
     /// The state file could not be written since before the process was wanted, and the agent is started again.
     StaleList,
@@ -106,6 +108,7 @@ pub fn op() -> impl Strategy<Value = Op> {
         1 => Just(Op::LoseRecord),
         1 => Just(Op::StaleRecord),
         3 => any::<bool>().prop_map(Op::Exit),
+        2 => Just(Op::Vanish),
         1 => Just(Op::Reboot),
         1 => Just(Op::StaleList),
         2 => (0..KINDS.len()).prop_map(Op::Toggle),
@@ -351,6 +354,9 @@ impl Device {
             assert!(unit.ran.unwrap().1 != hash || hash == "h0", "what runs as it should is not restarted");
             self.may_be_stopped(self.row().unwrap());
         }
+        let again = self.record.started.as_ref().is_some_and(|old| old.is(&version.uid, &version.spec_hash));
+        let early = self.restart_due.is_some_and(|due| due > self.now);
+        assert!(!(again && early), "what has just been started is not started again at once");
         let unit = self.units.get_mut(&version.backend).unwrap();
         unit.ran = Some((unit.uid, unit.installed));
         unit.activity = Activity::Running { pid: 1, started: 1 };
@@ -416,6 +422,11 @@ impl Device {
                     } else {
                         unit.ran = Some((unit.uid, unit.installed));
                     }
+                }
+            }
+            Op::Vanish => {
+                for unit in self.units.values_mut().filter(|unit| is_live(&unit.activity)) {
+                    unit.activity = Activity::Stopped;
                 }
             }
             Op::StaleList => {
