@@ -104,8 +104,9 @@ pub fn with_argument(word: &str) -> Vec<i64> {
 pub fn roots_with_variable(variable: &str) -> Vec<i64> {
     let all: Vec<i64> =
         pids().into_iter().filter(|&pid| alive(pid) && environment(pid).iter().any(|v| v == variable)).collect();
-    let parent = |pid: i64| stat(pid).and_then(|fields| fields.get(1)?.parse::<i64>().ok()).unwrap_or(0);
-    all.iter().copied().filter(|&pid| !all.contains(&parent(pid))).collect()
+    let parent = |pid: i64| stat(pid).and_then(|fields| fields.get(1)?.parse::<i64>().ok());
+    // One that has ended meanwhile is none.
+    all.iter().copied().filter(|&pid| parent(pid).is_some_and(|parent| !all.contains(&parent))).collect()
 }
 
 /// It and all its descendants.
