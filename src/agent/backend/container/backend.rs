@@ -53,6 +53,8 @@ pub struct Options {
 pub struct Containers {
     pub(super) engine: Engine,
     pub(super) options: Options,
+    /// Whose containers are ours.
+    device: String,
     tallies: Tallies,
     events: Mutex<Events>,
 }
@@ -195,7 +197,13 @@ impl Backend for Containers {
             if let Err(error) = self.collect_superseded().await {
                 debug!(%error, "cannot look for containers that are superseded");
             }
-            if let Err(error) = self.collect_images(keep).await {
+            let collected = match self.of_any(None).await {
+                // What the agent of another device needs only that one knows.
+                Ok(all) if all.iter().any(|c| !c.is_of(&self.device)) => Ok(()),
+                Ok(_) => self.collect_images(keep).await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = collected {
                 debug!(%error, "cannot look for images that nobody needs any more");
             }
         })
@@ -211,6 +219,7 @@ impl Containers {
         Self {
             engine: Engine::new(options.socket.clone()),
             options,
+            device: folders.device.clone(),
             tallies: Tallies::new(folders.state.join("containers")),
             events: Mutex::default(),
         }
@@ -218,6 +227,13 @@ impl Containers {
 
     /// The containers with our marks: of one identity, or all.
     async fn ours(&self, identity: Option<&Identity>) -> Result<Vec<Container>, EngineError> {
+        let mut containers = self.of_any(identity).await?;
+        containers.retain(|c| c.is_of(&self.device));
+        Ok(containers)
+    }
+
+    /// The same, whatever device they run for.
+    async fn of_any(&self, identity: Option<&Identity>) -> Result<Vec<Container>, EngineError> {
         let label = identity.map_or_else(|| IDENTITY.to_owned(), |identity| format!("{IDENTITY}={identity}"));
         let path = format!("/containers/json?all=1&{}", config::filters(&json!({"label": [label]})));
         let listed: Vec<Listed> = self.engine.ask(Question::new(Method::GET, &path)).await?;
@@ -269,6 +285,14 @@ impl Containers {
         if launch.artifact.root.is_some() {
             return Err(BackendError::Refused(super::fetch::ONLY_IMAGES.to_owned()));
         }
+        let theirs = self.of_any(Some(&launch.identity)).await?;
+        if let Some(theirs) = theirs.iter().find(|c| !c.is_of(&self.device)) {
+            return Err(BackendError::Refused(format!(
+                "a container of {} is there already and belongs to the agent of device {}",
+                launch.identity,
+                theirs.device()
+            )));
+        }
         // The name of the one that runs must be ours, too.
         if self.inspect(launch.identity.as_str()).await?.is_some_and(|named| named.identity().is_none()) {
             let why =
@@ -310,7 +334,12 @@ impl Containers {
         let mut init = self.engine.about().await?.has_init;
         let mut sequence = first;
         while sequence < first + NAMES {
-            let body = config::create(launch, image, sequence, Site { network: &self.options.network, init })?;
+            let body = config::create(
+                launch,
+                image,
+                sequence,
+                Site { network: &self.options.network, device: &self.device, init },
+            )?;
             let name = config::name(launch, sequence);
             let path = format!("/containers/create?name={name}");
             let question = Question::new(Method::POST, &path).with(&body).within(ACTION_TIMEOUT);

@@ -12,6 +12,8 @@ pub const IDENTITY: &str = "praetor.azure.com/identity";
 pub const UID: &str = "praetor.azure.com/uid";
 /// Hash of the spec.
 pub const SPEC_HASH: &str = "praetor.azure.com/spec-hash";
+/// The device that it runs for; absent: any.
+pub const DEVICE: &str = "praetor.azure.com/device";
 /// Digest of the image, as the registry knows it.
 pub const ARTIFACT: &str = "praetor.azure.com/artifact";
 /// Counts the containers of one identity: a higher one was made later, whatever the clock says.
@@ -40,6 +42,8 @@ const NAME_DIGITS: usize = 8;
 pub struct Site<'a> {
     /// `host`, `bridge`, `none` or the name of a network of the engine.
     pub network: &'a str,
+    /// The device that it runs for; empty: no mark is made.
+    pub device: &'a str,
     /// Put the engine's init process into containers.
     pub init: bool,
 }
@@ -107,16 +111,17 @@ pub fn create(launch: &Launch, image: &str, sequence: u64, site: Site<'_>) -> Re
     if let Some(user) = &launch.user {
         set("User", json!(user));
     }
-    set(
-        "Labels",
-        json!({
-            IDENTITY: launch.identity.as_str(),
-            UID: launch.uid,
-            SPEC_HASH: launch.spec_hash,
-            ARTIFACT: launch.artifact.digest,
-            SEQUENCE: sequence.to_string(),
-        }),
-    );
+    let mut labels = json!({
+        IDENTITY: launch.identity.as_str(),
+        UID: launch.uid,
+        SPEC_HASH: launch.spec_hash,
+        ARTIFACT: launch.artifact.digest,
+        SEQUENCE: sequence.to_string(),
+    });
+    if !site.device.is_empty() {
+        labels[DEVICE] = json!(site.device);
+    }
+    set("Labels", labels);
     set(
         "HostConfig",
         json!({
@@ -188,7 +193,7 @@ pub mod tests {
         }
     }
 
-    const SITE: Site<'_> = Site { network: "host", init: true };
+    const SITE: Site<'_> = Site { network: "host", device: "", init: true };
 
     #[test]
     fn nothing_is_privileged_mounted_or_unbounded() {
@@ -224,9 +229,10 @@ pub mod tests {
     #[test]
     fn what_the_spec_says_wins() {
         let with = Launch { user: Some("app:app".into()), working_dir: Some("/x".into()), ..launch() };
-        let body = create(&with, "i", 1, Site { network: "mgmt", init: false }).unwrap();
+        let body = create(&with, "i", 1, Site { network: "mgmt", device: "tor1-01", init: false }).unwrap();
         assert_eq!((&body["User"], &body["WorkingDir"]), (&"app:app".into(), &"/x".into()));
         assert_eq!((&body["HostConfig"]["NetworkMode"], &body["HostConfig"]["Init"]), (&"mgmt".into(), &false.into()));
+        assert_eq!(body["Labels"][DEVICE], "tor1-01");
     }
 
     #[test]

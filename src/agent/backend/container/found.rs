@@ -1,6 +1,6 @@
 //! Pure: what the engine says about our containers, and what that means.
 
-use super::config::{ARTIFACT, IDENTITY, SEQUENCE, SPEC_HASH, UID, is_stopped};
+use super::config::{ARTIFACT, DEVICE, IDENTITY, SEQUENCE, SPEC_HASH, UID, is_stopped};
 use super::tally::Tally;
 use crate::agent::backend::{Activity, Exit, Found, Launch};
 use crate::agent::process::identity::Identity;
@@ -104,6 +104,18 @@ impl Container {
     #[must_use]
     pub fn identity(&self) -> Option<Identity> {
         Identity::parse(self.label(IDENTITY))
+    }
+
+    /// The device that it runs for; empty: any.
+    #[must_use]
+    pub fn device(&self) -> &str {
+        self.label(DEVICE)
+    }
+
+    /// Whether it is for the agent of this device to keep; empty: of any.
+    #[must_use]
+    pub fn is_of(&self, device: &str) -> bool {
+        device.is_empty() || self.device().is_empty() || self.device() == device
     }
 
     /// Later ones have higher numbers.
