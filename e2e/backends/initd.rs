@@ -42,9 +42,14 @@ impl Device {
     }
 
     fn backend_in(folder: &Path) -> Initd {
+        Self::backend_of(folder, "state", "")
+    }
+
+    /// The agent of one device of several on this machine.
+    fn backend_of(folder: &Path, state: &str, device: &str) -> Initd {
         let agent = PathBuf::from(env!("CARGO_BIN_EXE_praetor-agent"));
         let places = Places { etc: folder.join("etc"), log: folder.join("log"), launcher: agent.clone(), agent };
-        Initd::at(Folders { state: folder.join("state"), device: String::new() }, places)
+        Initd::at(Folders { state: folder.join(state), device: device.to_owned() }, places)
     }
 
     fn path(&self, path: &str) -> PathBuf {
@@ -213,6 +218,8 @@ pub fn scenes() {
         what_waits_may_be_killed(&device).await;
         a_reboot_stops_everything_and_forgets_nothing(&device).await;
         a_lost_script_or_state_makes_no_second_copy(&device).await;
+        what_cannot_be_read_hides_nothing(&device).await;
+        two_devices_on_one_machine(&device).await;
         what_will_not_run_costs_nothing(&device).await;
         a_daemon_and_its_children_end_together(&device).await;
         logs_stay_short(&device).await;
@@ -376,6 +383,63 @@ async fn a_lost_script_or_state_makes_no_second_copy(device: &Device) {
     // Whoever waited for the first one ends what is left of that, and of no other.
     device::end(shim).await;
     assert_eq!(device::roots_with_variable("MARK=lost-and-found"), [again]);
+
+    // Not wanted any more, it ends, although nothing is remembered of it but its script.
+    fs::remove_dir_all(device.path("state")).unwrap();
+    device.initd.remove(identity, GRACE).await.unwrap();
+    assert!(!device::alive(again));
+    assert!(!device.path(&format!("etc/init.d/{identity}")).exists());
+}
+
+async fn what_cannot_be_read_hides_nothing(device: &Device) {
+    let [one, two] = ["sound", "torn"].map(|name| device.launch(name, 1, conformance::OBEDIENT));
+    device.run(&one).await;
+    device.run(&two).await;
+    let list = || async {
+        let mut all = device.initd.list().await.unwrap();
+        all.retain(|found| [&one.identity, &two.identity].contains(&&found.identity));
+        all
+    };
+    let before = list().await;
+    assert_eq!(before.len(), 2);
+    let journal = device.path(&format!("state/runs/{}", two.identity));
+    let kept = device.path("journal");
+    fs::rename(&journal, &kept).unwrap();
+    fs::create_dir(&journal).unwrap();
+    assert_eq!(list().await, before);
+    assert_eq!(device.initd.find(&two.identity).await.unwrap().as_ref(), before.last());
+    // An agent that has just begun knows less, and yet that it lives.
+    let found = Device::backend_in(device.folder.path()).find(&two.identity).await.unwrap().unwrap();
+    assert_eq!((&found.activity, &found.running), (&before[1].activity, &before[1].running));
+    fs::remove_dir(&journal).unwrap();
+    fs::rename(&kept, &journal).unwrap();
+    assert_eq!(list().await, before);
+    for launch in [one, two] {
+        device.initd.remove(&launch.identity, GRACE).await.unwrap();
+    }
+}
+
+async fn two_devices_on_one_machine(device: &Device) {
+    let [mine, other] = ["a", "b"].map(|name| Device::backend_of(device.folder.path(), &format!("state-{name}"), name));
+    let launch = device.launch("shared", 1, conformance::OBEDIENT);
+    let identity = &launch.identity;
+    mine.install(&launch).await.unwrap();
+    mine.start(&launch, GRACE).await.unwrap();
+    let Activity::Running { pid, .. } = mine.find(identity).await.unwrap().unwrap().activity else { panic!("it runs") };
+    assert!(other.find(identity).await.unwrap().is_none());
+    assert!(!other.list().await.unwrap().iter().any(|found| found.identity == *identity));
+    let why = other.install(&launch).await.unwrap_err().to_string();
+    assert!(why.ends_with("belongs to the agent of device a"), "{why}");
+    other.stop(identity, GRACE).await.unwrap();
+    other.remove(identity, GRACE).await.unwrap();
+    // Nor when the script is away, by which it is known.
+    let (script, kept) = (device.path(&format!("etc/init.d/{identity}")), device.path("script"));
+    fs::rename(&script, &kept).unwrap();
+    other.remove(identity, GRACE).await.unwrap();
+    fs::rename(&kept, &script).unwrap();
+    assert!(device::alive(pid));
+    mine.remove(identity, GRACE).await.unwrap();
+    assert!(!device::alive(pid) && !script.exists());
 }
 
 async fn what_will_not_run_costs_nothing(device: &Device) {

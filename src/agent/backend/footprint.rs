@@ -4,7 +4,7 @@ use super::BackendError;
 use super::journal::{Line, UNKNOWN};
 use super::proc::{self, Mark, Stat, boot_id, has_variable, unix_seconds};
 use super::runs::Runs;
-use super::script::{Description, RUN, Record};
+use super::script::{Description, RUN, Record, is_run_of};
 use crate::agent::process::identity::Identity;
 use rustix::process::Signal;
 use rustix::thread::nanosleep;
@@ -31,6 +31,8 @@ pub struct Footprint {
     /// The journals.
     pub runs: Runs,
     folder: PathBuf,
+    /// The device that it runs for; none: the one of its description.
+    device: Option<String>,
 }
 
 /// Held while a process is started or stopped, so that two who want it at a time do it one after the other. It is passed
@@ -44,7 +46,7 @@ impl Footprint {
     /// Of an identity, below the agent's state folder.
     #[must_use]
     pub fn new(state: &Path, identity: Identity) -> Self {
-        Self { identity, runs: Runs::new(state), folder: state.join("initd") }
+        Self { identity, runs: Runs::new(state), folder: state.join("initd"), device: None }
     }
 
     /// Of the description at this path.
@@ -52,6 +54,12 @@ impl Footprint {
     pub fn of(description: &Path) -> Option<Self> {
         let identity = Identity::parse(description.file_name()?.to_str()?.strip_suffix(".json")?)?;
         Some(Self::new(description.parent()?.parent()?, identity))
+    }
+
+    /// The same for a device that is known, whatever has become of the description.
+    #[must_use]
+    pub fn of_device(self, device: &str) -> Self {
+        Self { device: Some(device.to_owned()), ..self }
     }
 
     /// Identities that have a description.
@@ -156,7 +164,8 @@ impl Footprint {
         }
     }
 
-    /// All processes of any run of it: those of the last run's sessions, and those whose environment says so.
+    /// All processes of any run of it: those of the last run's sessions, and those whose environment says so. What
+    /// runs under the same name for another device is none of them.
     #[must_use]
     pub fn members(&self) -> Vec<Mark> {
         let record = self.record().filter(|record| record.boot == boot_id());
@@ -182,9 +191,11 @@ impl Footprint {
     }
 
     fn of_run(&self, invocation: &str, sessions: &[i32], without: &[Mark]) -> Vec<Mark> {
-        let variable = format!("{RUN}={}/{invocation}", self.identity);
+        let described = || Footprint::description(&self.description_file()).ok().map(|about| about.device);
+        let device = self.device.clone().or_else(described).unwrap_or_default();
+        let is_run = |value: &str| is_run_of(value, &self.identity, invocation, &device);
         let ours = |stat: &&Stat| {
-            !without.contains(&stat.mark()) && (sessions.contains(&stat.session) || has_variable(stat.pid, &variable))
+            !without.contains(&stat.mark()) && (sessions.contains(&stat.session) || has_variable(stat.pid, RUN, is_run))
         };
         proc::others().iter().filter(ours).map(Stat::mark).collect()
     }

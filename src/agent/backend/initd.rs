@@ -11,14 +11,14 @@ use super::footprint::{Footprint, write_private};
 use super::launcher::{failure, own_path};
 use super::proc::{Mark, boot_id};
 use super::script::{self, Description, Marks, Record};
-use super::{Activity, Backend, BackendError, Checked, Folders, Found, Launch, Pending, exec, shim};
+use super::{Activity, Backend, BackendError, Checked, Folders, Found, Launch, Pending, exec, journal, shim};
 use crate::agent::artifact::{FetchError, Fetched};
 use crate::agent::process::identity::Identity;
 use crate::agent::process::spec::{Artifact, BackendKind, RestartPolicy};
 use rustix::fs::Access;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, Permissions};
 use std::future::{Future, poll_fn};
 use std::io::{self, Read};
@@ -60,12 +60,28 @@ pub struct Places {
 #[derive(Debug)]
 pub struct Initd {
     state: PathBuf,
+    /// Whose scripts are ours.
+    device: String,
     places: Places,
     runs: super::runs::Runs,
     /// Those that nobody waits for any more: their ends are in no journal.
     orphans: RefCell<BTreeMap<Mark, Rc<Receiver>>>,
     /// There is one more of them.
     orphan: Notify,
+    /// What was seen of each last: what goes on being said while it cannot be looked at.
+    seen: RefCell<BTreeMap<Identity, Found>>,
+    /// Those that cannot be looked at.
+    unreadable: RefCell<BTreeSet<Identity>>,
+}
+
+/// What is under the name of a script.
+enum Script {
+    Absent,
+    /// Not Praetor's.
+    Foreign,
+    /// Of the agent of another device.
+    Of(String),
+    Ours(Marks),
 }
 
 // === impl Initd ===
@@ -83,7 +99,17 @@ impl Initd {
     #[must_use]
     pub fn at(folders: Folders, places: Places) -> Self {
         let runs = super::runs::Runs::new(&folders.state);
-        Self { state: folders.state, places, runs, orphans: RefCell::default(), orphan: Notify::new() }
+        let (orphans, seen, unreadable) = Default::default();
+        Self {
+            state: folders.state,
+            device: folders.device,
+            places,
+            runs,
+            orphans,
+            orphan: Notify::new(),
+            seen,
+            unreadable,
+        }
     }
 
     fn footprint(&self, identity: &Identity) -> Footprint {
@@ -112,29 +138,80 @@ impl Initd {
             .map_err(|error| missing(format!("scripts cannot be written: {}", io::Error::from(error))))
     }
 
-    /// What is under the name of a script: nothing, ours, or something else.
-    fn script(&self, identity: &Identity) -> io::Result<Option<Option<Marks>>> {
+    fn script(&self, identity: &Identity) -> io::Result<Script> {
         let path = self.script_file(identity);
         match fs::symlink_metadata(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Script::Absent),
             Err(error) => return Err(error),
-            Ok(about) if !about.is_file() => return Ok(Some(None)),
+            Ok(about) if !about.is_file() => return Ok(Script::Foreign),
             Ok(_) => {}
         }
         let mut bytes = Vec::new();
         File::open(&path)?.take(SCRIPT_BYTES).read_to_end(&mut bytes)?;
-        Ok(Some(script::marks(&String::from_utf8_lossy(&bytes))))
+        Ok(match script::marks(&String::from_utf8_lossy(&bytes)) {
+            None => Script::Foreign,
+            Some(marks) if marks.are_of(&self.device) => Script::Ours(marks),
+            Some(marks) => Script::Of(marks.device),
+        })
     }
 
+    /// What is there of one. That it cannot be read is no reason to take it, or any other, for gone.
     async fn found(&self, identity: &Identity) -> Result<Option<Found>, BackendError> {
+        let looked = self.look_at(identity).await;
+        let mut unreadable = self.unreadable.borrow_mut();
+        match looked {
+            Ok(found) => {
+                unreadable.remove(identity);
+                match &found {
+                    Some(found) => drop(self.seen.borrow_mut().insert(identity.clone(), found.clone())),
+                    None => drop(self.seen.borrow_mut().remove(identity)),
+                }
+                Ok(found)
+            }
+            Err(error) => {
+                if unreadable.insert(identity.clone()) {
+                    tracing::warn!(%identity, %error, "not all of a process can be read; what is known of it stays");
+                }
+                self.remembered(identity).map(Some).ok_or(error)
+            }
+        }
+    }
+
+    /// What can be said without what cannot be read.
+    fn remembered(&self, identity: &Identity) -> Option<Found> {
+        let footprint = self.footprint(identity);
+        let described = || {
+            let about = Footprint::description(&footprint.description_file()).ok()?;
+            let (identity, activity) = (identity.clone(), Activity::Stopped);
+            let (uid, installed, epoch) = (about.uid, about.spec_hash, String::new());
+            Some(Found { identity, uid, installed, running: None, activity, exits: 0, epoch, last_exit: None })
+        };
+        let seen = self.seen.borrow().get(identity).cloned();
+        let mut found = seen.or_else(described)?;
+        match footprint.live() {
+            Some(record) => {
+                found.activity = Activity::Running { pid: record.process.pid.into(), started: started(&record) };
+                found.running = Some(record.spec_hash);
+            }
+            None if matches!(found.activity, Activity::Running { .. }) => {
+                found.activity = Activity::Ended(journal::unknown_exit());
+            }
+            None => {}
+        }
+        Some(found)
+    }
+
+    async fn look_at(&self, identity: &Identity) -> Result<Option<Found>, BackendError> {
         let failed = |error: io::Error| BackendError::Failed(format!("{identity}: {error}"));
         let footprint = self.footprint(identity);
         let marks = match self.script(identity).map_err(failed)? {
-            Some(Some(marks)) => marks,
-            Some(None) => return Ok(None),
+            Script::Ours(marks) => marks,
+            Script::Foreign | Script::Of(_) => return Ok(None),
             // Somebody has removed the script of one that lives: it is ours all the same.
-            None => match (footprint.live(), Footprint::description(&footprint.description_file())) {
-                (Some(_), Ok(description)) => Marks { uid: description.uid, spec_hash: String::new() },
+            Script::Absent => match (footprint.live(), Footprint::description(&footprint.description_file())) {
+                (Some(_), Ok(description)) => {
+                    Marks { uid: description.uid, spec_hash: String::new(), device: description.device }
+                }
                 _ => return Ok(None),
             },
         };
@@ -230,6 +307,7 @@ impl Initd {
     async fn launcher(&self, verb: &str, file: &Path, grace: Option<Duration>) -> Result<(), BackendError> {
         let mut command = Command::new(&self.places.launcher);
         command.args(["launch", verb]).arg(file).args(grace.map(|grace| grace.as_millis().to_string()));
+        command.args(grace.map(|_| &self.device).filter(|device| !device.is_empty()));
         // Neither the agent's token nor its end nor a key on its terminal reaches what is started.
         command.env_clear().current_dir("/").process_group(0).stdin(Stdio::null()).stdout(Stdio::null());
         let failed = |error| BackendError::Failed(format!("cannot start {}: {error}", self.places.launcher.display()));
@@ -241,18 +319,22 @@ impl Initd {
         self.look()?;
         let (identity, path) = (&launch.identity, self.script_file(&launch.identity));
         let failed = |error: io::Error| BackendError::Failed(format!("{}: {error}", path.display()));
-        if let Some(None) = self.script(identity).map_err(failed)? {
-            return Err(BackendError::Refused(format!("{} is there already and is not ours", path.display())));
+        let there = |whose: String| BackendError::Refused(format!("{} is there already and {whose}", path.display()));
+        match self.script(identity).map_err(failed)? {
+            Script::Foreign => return Err(there("is not ours".to_owned())),
+            Script::Of(device) => return Err(there(format!("belongs to the agent of device {device}"))),
+            Script::Absent | Script::Ours(_) => {}
         }
         let user = launch.user.as_deref().map(exec::find_user).transpose()?;
         let refused = |error: script::ScriptError| BackendError::Refused(error.to_string());
         let log = self.log_file(identity).to_str().map(str::to_owned);
         let folder = exec::working_dir(launch).to_string_lossy().into_owned();
         let env = exec::environment(launch, user.as_ref());
-        let description = Description::new(launch, folder, env, log).map_err(refused)?.to_json();
+        let description = Description::new(launch, &self.device, folder, env, log).map_err(refused)?.to_json();
         let footprint = self.footprint(identity);
         let file = footprint.description_file();
-        let marks = Marks { uid: launch.uid.clone(), spec_hash: launch.spec_hash.clone() };
+        let (uid, spec_hash, device) = (launch.uid.clone(), launch.spec_hash.clone(), self.device.clone());
+        let marks = Marks { uid, spec_hash, device };
         let (agent, target) = (self.places.agent.to_string_lossy(), file.to_string_lossy());
         let text = script::text(identity, &marks, launch.restart_policy, &agent, &target).map_err(refused)?;
 
@@ -294,24 +376,21 @@ impl Initd {
     }
 
     async fn end(&self, identity: &Identity, grace: Duration) -> Result<(), BackendError> {
-        if let Ok(Some(None)) = self.script(identity) {
+        if let Ok(Script::Foreign | Script::Of(_)) = self.script(identity) {
             return Ok(());
         }
         self.link(identity, false);
-        let footprint = self.footprint(identity);
-        // Without a description nothing was ever started.
-        if !footprint.description_file().exists() && footprint.record().is_none() {
-            return Ok(());
-        }
-        self.launcher("stop", &footprint.description_file(), Some(grace)).await
+        // Also without a description: the state may be lost of what runs.
+        self.launcher("stop", &self.footprint(identity).description_file(), Some(grace)).await
     }
 
     async fn erase(&self, identity: &Identity, grace: Duration) -> Result<(), BackendError> {
         let path = self.script_file(identity);
         let failed = |error: io::Error| BackendError::Failed(format!("{}: {error}", path.display()));
         let ours = match self.script(identity).map_err(failed)? {
-            Some(None) => return Ok(()),
-            script => script.is_some(),
+            Script::Foreign | Script::Of(_) => return Ok(()),
+            Script::Ours(_) => true,
+            Script::Absent => false,
         };
         self.end(identity, grace).await?;
         for log in [self.log_file(identity), self.log_file(identity).with_extension("log.1")] {
@@ -424,7 +503,8 @@ impl Backend for Initd {
             names.dedup();
             let mut all = Vec::new();
             for identity in names {
-                all.extend(self.found(&identity).await?);
+                // Of the others of which nothing is known it is not known either whether they are ours.
+                all.extend(self.found(&identity).await.ok().flatten());
             }
             Ok(all)
         })

@@ -258,6 +258,12 @@ impl Journal {
     }
 }
 
+/// An end that nobody has seen.
+#[must_use]
+pub fn unknown_exit() -> Exit {
+    Exit { code: UNKNOWN_EXIT.0, reason: UNKNOWN_EXIT.1.to_owned() }
+}
+
 /// What the words of an exit line mean.
 fn exit(result: &str, code: &str) -> Exit {
     let number: Option<i32> = code.parse().ok();

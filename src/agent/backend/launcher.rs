@@ -1,9 +1,9 @@
 //! Edge: `praetor-agent launch`, not meant for people: what init scripts call, and the agent itself.
 //!
 //! ```text
-//! launch start|stop|restart DESCRIPTION [GRACE_MS]   0 done, 6 the spec is wrong, 1 another failure
-//! launch status DESCRIPTION                          0 it runs, 3 it does not
-//! launch try DESCRIPTION                             0 it could be started, 6 it could not
+//! launch start|stop|restart DESCRIPTION [GRACE_MS [DEVICE]]   0 done, 6 the spec is wrong, 1 another failure
+//! launch status DESCRIPTION                                   0 it runs, 3 it does not
+//! launch try DESCRIPTION                                      0 it could be started, 6 it could not
 //! ```
 //! Exit codes are those of the Linux Standard Base for init scripts. It does a whole restart, so that the agent's own
 //! death in the middle of one leaves nothing half done.
@@ -58,8 +58,13 @@ pub fn called(arguments: impl IntoIterator<Item = OsString>) -> Option<ExitCode>
         return Some(ExitCode::from(NOT_ALLOWED));
     }
     let Some(footprint) = Footprint::of(Path::new(file)) else { return Some(usage()) };
+    let footprint = match more {
+        // Who is told the device need not have the description any more.
+        [_, device] => footprint.of_device(device),
+        _ => footprint,
+    };
     let grace = match more {
-        [text] => text.parse().map(Duration::from_millis).unwrap_or(GRACE),
+        [text] | [text, _] => text.parse().map(Duration::from_millis).unwrap_or(GRACE),
         _ => GRACE,
     };
     Some(match (verb, more) {
@@ -69,8 +74,8 @@ pub fn called(arguments: impl IntoIterator<Item = OsString>) -> Option<ExitCode>
             _ => usage(),
         },
         ("start", []) => done(start(&footprint, None).map(Some)),
-        ("restart", [] | [_]) => done(start(&footprint, Some(grace)).map(Some)),
-        ("stop", [] | [_]) => done(stop(&footprint, grace).map(Some)),
+        ("restart", [] | [_] | [_, _]) => done(start(&footprint, Some(grace)).map(Some)),
+        ("stop", [] | [_] | [_, _]) => done(stop(&footprint, grace).map(Some)),
         ("status", []) => status(&footprint),
         _ => usage(),
     })

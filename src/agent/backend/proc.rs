@@ -148,11 +148,15 @@ pub fn others() -> Vec<Stat> {
     all.into_iter().filter(|stat| stat.lives() && !own.contains(&stat.pid)).collect()
 }
 
-/// Whether a process was started with a variable of the environment that begins so: `NAME=begin`.
+/// Whether a process was started with a variable of the environment that has such a value.
 #[must_use]
-pub fn has_variable(pid: i32, begin: &str) -> bool {
+pub fn has_variable(pid: i32, name: &str, is: impl Fn(&str) -> bool) -> bool {
+    let value = |entry: &'_ [u8]| {
+        let value = entry.strip_prefix(name.as_bytes())?.strip_prefix(b"=")?;
+        std::str::from_utf8(value).ok().map(&is)
+    };
     let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-    environment.split(|byte| *byte == 0).any(|entry| entry.starts_with(begin.as_bytes()))
+    environment.split(|byte| *byte == 0).any(|entry| value(entry) == Some(true))
 }
 
 fn booted_at(stat: &str) -> Option<i64> {
@@ -162,9 +166,11 @@ fn booted_at(stat: &str) -> Option<i64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::agent::backend::footprint::wait_until;
     use proptest::prelude::*;
     use std::os::unix::process::CommandExt;
     use std::process::Command;
+    use std::time::Duration;
 
     const LINE: &str = "4711 (a) b (c) S 1 4711 4700 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 123456 99 9 0\n";
 
@@ -197,7 +203,10 @@ mod tests {
         let mut child = Command::new("sleep").arg("1000").env("PRAETOR_TEST", "a=b").process_group(0).spawn().unwrap();
         let pid = i32::try_from(child.id()).unwrap();
         let mark = Stat::of(pid).unwrap().mark();
-        assert!(mark.lives() && has_variable(pid, "PRAETOR_TEST=a=") && !has_variable(pid, "RAETOR_TEST=a"));
+        // Whoever has started it may go on a moment before its new environment can be read.
+        let begun = || has_variable(pid, "PRAETOR_TEST", |value| value == "a=b");
+        assert!(mark.lives() && wait_until(Duration::from_secs(10), begun));
+        assert!(!has_variable(pid, "RAETOR_TEST", |_| true) && !has_variable(pid, "PRAETOR", |_| true));
         assert!((mark.started().unwrap() - unix_seconds()).abs() <= 2);
         assert!(others().iter().any(|stat| stat.mark() == mark));
         assert!(!others().iter().any(|stat| u32::try_from(stat.pid) == Ok(std::process::id())));

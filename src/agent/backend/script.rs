@@ -12,7 +12,8 @@ use serde::{Deserialize, Serialize};
 
 const UID: &str = "# X-Praetor-Uid: ";
 const SPEC_HASH: &str = "# X-Praetor-SpecHash: ";
-/// The variable that tells every process of a run whose it is: `<identity>/<invocation>`.
+const DEVICE: &str = "# X-Praetor-Device: ";
+/// The variable that tells every process of a run whose it is: `<identity>/<invocation>[/<device>]`.
 pub const RUN: &str = "APOLLO_RUN";
 
 /// What the launcher has to know to start a process.
@@ -25,6 +26,9 @@ pub struct Description {
     pub uid: String,
     /// The second mark.
     pub spec_hash: String,
+    /// The third mark: the device that it runs for; empty: any.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub device: String,
     /// An absolute path.
     pub program: String,
     /// Its arguments.
@@ -64,6 +68,8 @@ pub struct Marks {
     pub uid: String,
     /// Hash of the spec that it starts.
     pub spec_hash: String,
+    /// The device that it runs for; empty: it was made before scripts said so, or for any.
+    pub device: String,
 }
 
 /// What must not be in a script.
@@ -77,15 +83,46 @@ pub enum ScriptError {
     Variable(String),
 }
 
+// === impl Marks ===
+
+impl Marks {
+    /// Whether what carries them is for the agent of this device to keep; empty: of any.
+    #[must_use]
+    pub fn are_of(&self, device: &str) -> bool {
+        agree(&self.device, device)
+    }
+}
+
+fn agree(one: &str, other: &str) -> bool {
+    one.is_empty() || other.is_empty() || one == other
+}
+
+/// The value of [`RUN`] for a run.
+#[must_use]
+pub fn run_of(identity: &Identity, invocation: &str, device: &str) -> String {
+    if device.is_empty() { format!("{identity}/{invocation}") } else { format!("{identity}/{invocation}/{device}") }
+}
+
+/// Whether a value of [`RUN`] is that of a run of this identity and device; `invocation` empty: of any run.
+#[must_use]
+pub fn is_run_of(value: &str, identity: &Identity, invocation: &str, device: &str) -> bool {
+    let Some(rest) = value.strip_prefix(identity.as_str()).and_then(|rest| rest.strip_prefix('/')) else {
+        return false;
+    };
+    let (run, theirs) = rest.split_once('/').unwrap_or((rest, ""));
+    (invocation.is_empty() || run == invocation) && agree(theirs, device)
+}
+
 // === impl Description ===
 
 impl Description {
-    /// Of a process, with its folder, its environment and its log.
+    /// Of a process of this device, with its folder, its environment and its log.
     ///
     /// # Errors
     /// What cannot be in a script, or in an environment.
     pub fn new(
         launch: &Launch,
+        device: &str,
         working_dir: String,
         env: Vec<(String, String)>,
         log: Option<String>,
@@ -95,6 +132,9 @@ impl Description {
                 return Err(ScriptError::Characters(field));
             }
         }
+        if !device.bytes().all(|c| c.is_ascii_graphic()) {
+            return Err(ScriptError::Characters("the device's name"));
+        }
         if let Some((name, _)) = env.iter().find(|(name, _)| name.is_empty() || name.contains('=')) {
             return Err(ScriptError::Variable(name.clone()));
         }
@@ -102,6 +142,7 @@ impl Description {
             identity: launch.identity.to_string(),
             uid: launch.uid.clone(),
             spec_hash: launch.spec_hash.clone(),
+            device: device.to_owned(),
             program: launch.program.clone(),
             args: launch.args.clone(),
             env,
@@ -136,7 +177,8 @@ pub fn text(
     // Only what is always to run comes up with the device; the agent knows whether the others are over.
     let levels = if policy == RestartPolicy::Always { " 2 3 4 5" } else { "" };
     let (agent, description) = (quoted(agent), quoted(description));
-    let Marks { uid, spec_hash } = marks;
+    let Marks { uid, spec_hash, device } = marks;
+    let device = if device.is_empty() { String::new() } else { format!("{DEVICE}{device}\n") };
     Ok(format!(
         r#"#!/bin/sh
 ### BEGIN INIT INFO
@@ -152,7 +194,7 @@ pub fn text(
 # Written by praetor-agent, which also replaces it.
 {UID}{uid}
 {SPEC_HASH}{spec_hash}
-# Whatever else the caller has open is not for what is started.
+{device}# Whatever else the caller has open is not for what is started.
 exec 3>&- 4>&- 5>&- 6>&- 7>&- 8>&- 9>&-
 case "$1" in
   start | stop | restart | status) exec {agent} launch "$1" {description} ;;
@@ -174,7 +216,7 @@ pub fn marks(text: &str) -> Option<Marks> {
         (!mark.is_empty()).then(|| mark.to_owned())
     };
     text.starts_with("#!").then_some(())?;
-    Some(Marks { uid: mark(UID)?, spec_hash: mark(SPEC_HASH)? })
+    Some(Marks { uid: mark(UID)?, spec_hash: mark(SPEC_HASH)?, device: mark(DEVICE).unwrap_or_default() })
 }
 
 /// One word for a shell, whatever is in it.
@@ -203,8 +245,12 @@ mod tests {
         }
     }
 
+    fn of(device: &str) -> Marks {
+        Marks { uid: "3f0c".to_owned(), spec_hash: "sha256:1".to_owned(), device: device.to_owned() }
+    }
+
     fn script(policy: RestartPolicy) -> String {
-        let marks = Marks { uid: "3f0c".to_owned(), spec_hash: "sha256:1".to_owned() };
+        let marks = of("tor1-01");
         let (agent, description) = ("/opt/a b/it's", "/var/lib/x.json");
         text(&Identity::new("infra", "agent"), &marks, policy, agent, description).unwrap()
     }
@@ -212,13 +258,33 @@ mod tests {
     #[test]
     fn a_script_knows_whose_it_is() {
         let script = script(RestartPolicy::Always);
-        assert_eq!(marks(&script), Some(Marks { uid: "3f0c".to_owned(), spec_hash: "sha256:1".to_owned() }));
+        assert_eq!(marks(&script), Some(of("tor1-01")));
         assert!(script.contains("# Provides:          praetor-infra.agent\n"), "{script}");
         assert!(script.contains(r"exec '/opt/a b/it'\''s' launch "), "{script}");
         for foreign in ["", "#!/bin/sh\n", "# X-Praetor-Uid: a\n# X-Praetor-SpecHash: b\n", "#!\n# X-Praetor-Uid: a\n"]
         {
             assert_eq!(marks(foreign), None);
         }
+    }
+
+    #[test]
+    fn a_script_and_a_run_are_of_one_device() {
+        let identity = Identity::new("infra", "agent");
+        let marks = |device| {
+            let text = text(&identity, &of(device), RestartPolicy::Always, "/a", "/b").unwrap();
+            marks(&text).unwrap()
+        };
+        let is = |made: &str, device: &str| is_run_of(&run_of(&identity, "1a", made), &identity, "1a", device);
+        for (made, device, ours) in
+            [("a", "a", true), ("a", "", true), ("", "a", true), ("", "", true), ("a", "b", false)]
+        {
+            assert_eq!((marks(made).are_of(device), is(made, device)), (ours, ours), "{made} {device}");
+        }
+        assert!(is_run_of("praetor-infra.agent/1a/x", &identity, "", "x"));
+        for value in ["praetor-infra.agent/1b", "praetor-infra.agent-2/1a", "praetor-infra.agent", ""] {
+            assert!(!is_run_of(value, &identity, "1a", ""), "{value}");
+        }
+        assert!(Description::new(&launch(), "a\nb", "/".to_owned(), vec![], None).is_err());
     }
 
     #[test]
@@ -231,22 +297,21 @@ mod tests {
 
     #[test]
     fn nothing_of_the_spec_is_in_a_script() {
-        let description = Description::new(&launch(), "/".to_owned(), launch().env, None).unwrap();
+        let description = Description::new(&launch(), "tor1-01", "/".to_owned(), launch().env, None).unwrap();
         assert_eq!(serde_json::from_str::<Description>(&description.to_json()).unwrap(), description);
         for bad in ["a\nreboot", "a b", "", "ä"] {
             let uid = Launch { uid: bad.to_owned(), ..launch() };
-            assert!(Description::new(&uid, "/".to_owned(), vec![], None).is_err());
+            assert!(Description::new(&uid, "", "/".to_owned(), vec![], None).is_err());
             let spec_hash = Launch { spec_hash: bad.to_owned(), ..launch() };
-            assert!(Description::new(&spec_hash, "/".to_owned(), vec![], None).is_err());
+            assert!(Description::new(&spec_hash, "", "/".to_owned(), vec![], None).is_err());
         }
         for name in ["", "A=B"] {
             let env = vec![(name.to_owned(), String::new())];
-            let error = Description::new(&launch(), "/".to_owned(), env, None).unwrap_err();
+            let error = Description::new(&launch(), "", "/".to_owned(), env, None).unwrap_err();
             assert_eq!(error.to_string(), format!("execution.env: {name:?} cannot be the name of a variable"));
         }
-        let marks = Marks { uid: "u".to_owned(), spec_hash: "s".to_owned() };
         let identity = Identity::new("a", "b");
-        assert!(text(&identity, &marks, RestartPolicy::Never, "/a\nreboot", "/b").is_err());
+        assert!(text(&identity, &of(""), RestartPolicy::Never, "/a\nreboot", "/b").is_err());
     }
 
     proptest! {

@@ -16,7 +16,7 @@ use super::footprint::Footprint;
 use super::journal::{EXITED, Line, SIGNAL, UNKNOWN};
 use super::proc::{Mark, Stat, boot_id, unix_seconds};
 use super::program::{self, HEAD, Kind};
-use super::script::{Description, RUN, Record};
+use super::script::{Description, RUN, Record, run_of};
 use rustix::fs::Access;
 use rustix::process::{Gid, Uid};
 use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
@@ -132,7 +132,7 @@ fn begin(
                 .args(&description.args)
                 .env_clear()
                 .envs(description.env.iter().map(|(name, value)| (name, value)))
-                .env(RUN, format!("{}/{invocation}", footprint.identity))
+                .env(RUN, run_of(&footprint.identity, &invocation, &description.device))
                 .stdin(Stdio::null())
                 .stdout(copy())
                 .stderr(copy())
