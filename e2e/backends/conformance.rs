@@ -381,6 +381,7 @@ async fn an_update_is_one_restart(case: &Case<'_>) {
         // Both are hundredths, rounded or cut.
         assert!(begun + 2 >= ended, "the new one began at {begun}, the old one ended at {ended}");
         gaps.push((begun - ended).max(0) * 10);
+        device::shows_with_variable(&mark, pid).await;
         assert_eq!(device::roots_with_variable(&mark), [pid]);
         let found = case.found(&new.identity).await;
         assert_eq!((found.running.as_ref(), found.exits, found.last_exit), (Some(&new.spec_hash), 0, None));
@@ -643,6 +644,7 @@ async fn calls_may_be_cut_off(case: &Case<'_>) {
         case.install(&launch).await;
         let _ = tokio::time::timeout(patience, case.backend().start(&launch, GRACE)).await;
         let pid = case.start(&launch).await;
+        device::shows_with_variable(&mark, pid).await;
         assert_eq!(device::roots_with_variable(&mark), [pid], "round {round}");
         let found = case.found(&launch.identity).await;
         assert_eq!((found.running.as_ref(), found.exits), (Some(&launch.spec_hash), 0), "round {round}");

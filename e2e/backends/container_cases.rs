@@ -203,6 +203,7 @@ pub async fn an_engine_that_goes_and_comes(docker: &Docker) {
             assert_eq!(found(containers, &stopped).await.activity, Activity::Stopped);
             assert_eq!(found(containers, &never).await.activity, ended.activity);
         }
+        device::shows_with_variable("MARK=always", pid).await;
         assert_eq!(device::roots_with_variable("MARK=always"), [pid], "two copies");
         assert!(
             device::roots_with_variable("MARK=stopped").is_empty()

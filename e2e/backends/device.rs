@@ -109,6 +109,13 @@ pub fn roots_with_variable(variable: &str) -> Vec<i64> {
     all.iter().copied().filter(|&pid| parent(pid).is_some_and(|parent| !all.contains(&parent))).collect()
 }
 
+/// Waits until this one shows among them: one that was just started is there a moment before its own environment can be
+/// read, and a child of it may be seen sooner.
+pub async fn shows_with_variable(variable: &str, pid: i64) {
+    let shows = || async { roots_with_variable(variable).contains(&pid).then_some(()) };
+    until("a process shows with its environment", shows).await;
+}
+
 /// It and all its descendants.
 pub fn family(pid: i64) -> Vec<i64> {
     let mut family = vec![pid];

@@ -382,6 +382,7 @@ async fn a_lost_script_or_state_makes_no_second_copy(device: &Device) {
     assert!(!device::alive(pid));
     // Whoever waited for the first one ends what is left of that, and of no other.
     device::end(shim).await;
+    device::shows_with_variable("MARK=lost-and-found", again).await;
     assert_eq!(device::roots_with_variable("MARK=lost-and-found"), [again]);
 
     // Not wanted any more, it ends, although nothing is remembered of it but its script.
