@@ -164,13 +164,7 @@ impl<'a> Case<'a> {
     async fn running(&self, launch: &Launch) -> i64 {
         until("it runs", || async {
             match self.found(&launch.identity).await.activity {
-                // An engine may be a step ahead of the program, and a shell ahead of its script: that has set its traps
-                // when it has a child.
-                Activity::Running { pid, .. }
-                    if device::arguments(pid).contains(&launch.program) && device::family(pid).len() > 1 =>
-                {
-                    Some(pid)
-                }
+                Activity::Running { pid, .. } if device::has_begun(pid, &launch.program) => Some(pid),
                 _ => None,
             }
         })

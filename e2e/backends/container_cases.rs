@@ -8,7 +8,7 @@ use praetor::agent::backend::container::Containers;
 use praetor::agent::backend::{Activity, Backend, BackendError, Found, Launch};
 use praetor::agent::process::identity::Identity;
 use praetor::agent::process::spec::{Artifact, ArtifactType, RestartPolicy};
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -136,14 +136,14 @@ pub async fn collection(docker: &Docker) {
     };
     assert_eq!(present().0, [true, true, true, true]);
     for _ in 0..2 {
-        containers.collect(&digests[..1]).await;
+        containers.collect(&digests[..1].iter().cloned().collect()).await;
         let (there, names) = present();
         assert_eq!(there, [true, true, true, false], "{names:?}");
         assert!(names.iter().any(|line| line.contains("shelf/theirs:1")), "{names:?}");
         assert!(!names.iter().any(|line| line.contains("praetor.local/found")), "{names:?}");
     }
     containers.remove(&used.identity, GRACE).await.unwrap();
-    containers.collect(&[]).await;
+    containers.collect(&HashSet::new()).await;
     assert_eq!(present().0, [false, false, true, false], "{:?}", present().1);
 }
 
@@ -184,7 +184,7 @@ pub async fn an_engine_that_goes_and_comes(docker: &Docker) {
         unavailable(containers.check(&always, &["/bin/true".to_owned()], GRACE).await.map(|_| ()));
         let error = fetch(containers, &image(&format!("{}/team/agent:1", engine.registry()), None), None).await;
         assert_eq!(error.unwrap_err().reason, "BackendUnavailable");
-        containers.collect(&[]).await;
+        containers.collect(&HashSet::new()).await;
 
         // Nobody asks, and yet it is noticed.
         let mut order = Box::pin(async {
@@ -244,7 +244,7 @@ pub async fn agents_that_die_in_updates(docker: &Docker) {
         let begun = Instant::now();
         let _ = tokio::time::timeout(patience, update).await;
         let second = docker.another(None);
-        second.collect(std::slice::from_ref(&artifact.digest)).await;
+        second.collect(&HashSet::from([artifact.digest.clone()])).await;
         run(&second, &launch).await;
         longest = longest.max(begun.elapsed());
         let now = found(&second, &launch).await;

@@ -109,6 +109,12 @@ pub fn roots_with_variable(variable: &str) -> Vec<i64> {
     all.iter().copied().filter(|&pid| parent(pid).is_some_and(|parent| !all.contains(&parent))).collect()
 }
 
+/// Whether a process has become its program, and that runs: an engine may be a step ahead of the program, and a shell
+/// ahead of its script, which has set its traps when it has a child.
+pub fn has_begun(pid: i64, program: &String) -> bool {
+    arguments(pid).contains(program) && family(pid).len() > 1
+}
+
 /// Waits until this one shows among them: one that was just started is there a moment before its own environment can be
 /// read, and a child of it may be seen sooner.
 pub async fn shows_with_variable(variable: &str, pid: i64) {

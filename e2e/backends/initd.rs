@@ -96,11 +96,7 @@ impl Device {
     async fn running(&self, launch: &Launch) -> i64 {
         until("it runs", || async {
             match self.activity(&launch.identity).await {
-                Activity::Running { pid, .. }
-                    if device::arguments(pid).contains(&launch.program) && device::family(pid).len() > 1 =>
-                {
-                    Some(pid)
-                }
+                Activity::Running { pid, .. } if device::has_begun(pid, &launch.program) => Some(pid),
                 _ => None,
             }
         })

@@ -140,6 +140,11 @@ fn kept(name: &str, policy: RestartPolicy) -> Launch {
     }
 }
 
+async fn bring_up(backend: &Systemd, launch: &Launch) {
+    backend.install(launch).await.unwrap();
+    backend.start(launch, GRACE).await.unwrap();
+}
+
 fn kept_backend() -> Systemd {
     Systemd::new(&Folders { state: PathBuf::from(KEPT), device: String::new() })
 }
@@ -284,8 +289,7 @@ async fn units_of_others_are_left_alone_wherever_they_are() {
     assert_eq!(fs::read_link(&mask).unwrap(), Path::new("/dev/null"));
     fs::remove_file(&mask).unwrap();
 
-    backend.install(&launch).await.unwrap();
-    backend.start(&launch, GRACE).await.unwrap();
+    bring_up(&backend, &launch).await;
     backend.remove(&launch.identity, GRACE).await.unwrap();
 }
 
@@ -317,8 +321,7 @@ async fn a_start_that_fails_is_the_end_of_it() {
     // Put right, it runs.
     fs::copy("/bin/sleep", &launch.program).unwrap();
     launch.args = vec!["1000000".to_owned()];
-    backend.install(&launch).await.unwrap();
-    backend.start(&launch, GRACE).await.unwrap();
+    bring_up(&backend, &launch).await;
     let found = backend.find(&launch.identity).await.unwrap().unwrap();
     assert!(matches!(found.activity, Activity::Running { .. }), "{found:?}");
     backend.remove(&launch.identity, GRACE).await.unwrap();
@@ -334,8 +337,7 @@ async fn a_signal_from_outside_is_a_failure() {
     let mut launch = kept("signalled", RestartPolicy::OnFailure);
     launch.program = "/bin/sleep".to_owned();
     launch.args = vec!["1000000".to_owned()];
-    backend.install(&launch).await.unwrap();
-    backend.start(&launch, GRACE).await.unwrap();
+    bring_up(&backend, &launch).await;
     let find = || async { backend.find(&launch.identity).await.unwrap().unwrap() };
     let Activity::Running { pid, .. } = find().await.activity else { panic!("it does not run") };
     device::signal(pid, "TERM");
@@ -361,8 +363,7 @@ async fn hooks_that_fail_are_made_up_for() {
     fs::create_dir_all(&changes).unwrap();
     fs::write(changes.join("no-hooks.conf"), "[Service]\nExecStartPre=\nExecStopPost=\n").unwrap();
     systemctl(&["daemon-reload"]);
-    backend.install(&launch).await.unwrap();
-    backend.start(&launch, GRACE).await.unwrap();
+    bring_up(&backend, &launch).await;
     let found = device::until("its end is known", || async {
         let found = backend.find(&launch.identity).await.unwrap().unwrap();
         matches!(found.activity, Activity::Ended(_)).then_some(found)
@@ -389,8 +390,7 @@ async fn the_loader_is_told_for_the_program_alone() {
     launch.env = vec![("LD_DEBUG".to_owned(), "libs".to_owned()), ("LD_DEBUG_OUTPUT".to_owned(), output)];
     launch.program = "/bin/true".to_owned();
     launch.user = Some("nobody".to_owned());
-    backend.install(&launch).await.unwrap();
-    backend.start(&launch, GRACE).await.unwrap();
+    bring_up(&backend, &launch).await;
     let found = device::until("its end is known", || async {
         let found = backend.find(&launch.identity).await.unwrap().unwrap();
         matches!(found.activity, Activity::Ended(_)).then_some(found)
@@ -442,8 +442,7 @@ async fn units_of_another_device_are_left_alone() {
         |device: &str| Systemd::new(&Folders { state: PathBuf::from(KEPT).join(device), device: device.to_owned() });
     let (ours, theirs) = (of("ours"), of("theirs"));
     let launch = kept("device", RestartPolicy::Always);
-    theirs.install(&launch).await.unwrap();
-    theirs.start(&launch, GRACE).await.unwrap();
+    bring_up(&theirs, &launch).await;
     let run = property(&launch.identity, "InvocationID");
     assert_eq!((ours.find(&launch.identity).await, theirs.list().await.unwrap().len()), (Ok(None), 1));
     assert!(ours.list().await.unwrap().iter().all(|found| found.identity != launch.identity));

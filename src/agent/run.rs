@@ -18,6 +18,7 @@ use super::report::Reporter;
 use super::state::StateFile;
 use super::token::Token;
 use super::trouble::Trouble;
+use crate::runtime::clock::unix_seconds;
 use crate::wire::capabilities::Capabilities;
 use crate::wire::desired::DesiredState;
 use crate::wire::report::{Observation, Rejection, ReportAnswer};
@@ -26,9 +27,8 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use std::cell::RefCell;
 use std::io::IsTerminal;
-use std::path::Path;
 use std::rc::Rc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Notify;
 use tokio::task::LocalSet;
@@ -170,11 +170,8 @@ async fn serve(mut settings: Settings) -> Result<(), StartError> {
 
 /// Who runs the processes; `changed` is woken when one of them should be reported at once.
 fn supervise(settings: &Settings, changed: Rc<Notify>) -> Supervisor {
-    let folder = settings.state_file.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    // Paths of units and scripts must hold wherever they are read.
-    let absolute = |folder: &Path| std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned());
-    let folder = absolute(folder);
-    let store = Store::open(absolute(&settings.artifact_folder), settings.artifacts.clone());
+    let folder = lock::absolute_folder_of(&settings.state_file);
+    let store = Store::open(lock::absolute(&settings.artifact_folder), settings.artifacts.clone());
     let backends =
         backend::all(&Folders { state: folder.clone(), device: settings.device.clone() }, settings.containers.clone());
     Supervisor::new(&settings.device, &folder, backends, Rc::new(store), move || changed.notify_one())
@@ -491,8 +488,4 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
 
 fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get(name)?.to_str().ok().map(str::trim)
-}
-
-fn unix_seconds() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| i64::try_from(time.as_secs()).unwrap_or(i64::MAX))
 }

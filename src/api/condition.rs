@@ -36,7 +36,7 @@ pub mod reasons {
     /// SpecWarning=True: a NetworkSwitch of the device's name exists, but in another namespace only.
     pub const DEVICE_NOT_IN_NAMESPACE: &str = "DeviceNotInNamespace";
     /// SpecWarning=True: the device lacks the backend.
-    pub const BACKEND_UNAVAILABLE: &str = "BackendUnavailable";
+    pub const BACKEND_UNAVAILABLE: &str = crate::wire::BACKEND_UNAVAILABLE;
     /// SpecWarning=True: the agent says so.
     pub const AGENT_WARNING: &str = "AgentWarning";
     /// Of the artifact's conditions, when the agent gives no reason: True.

@@ -6,6 +6,7 @@
 use super::mass::{Episode, Turn, allowance};
 use super::roll::Roll;
 use super::staleness::{AgentState, Doubt, Held};
+use crate::api::condition::reasons;
 use crate::desired::directory::Directory;
 use crate::desired::index::{Device, Index, Kind};
 use crate::desired::lean::Key;
@@ -260,7 +261,7 @@ impl Sweep {
             let warned = process
                 .status
                 .condition(ConditionType::SpecWarning)
-                .is_some_and(|c| c.status && &*c.reason == "DeviceNotInNamespace");
+                .is_some_and(|c| c.status && &*c.reason == reasons::DEVICE_NOT_IN_NAMESPACE);
             if warned == device.counts(&process.key.namespace, cross) && !process.deleting {
                 self.wrong.push((Kind::Process, process.key.clone()));
             }

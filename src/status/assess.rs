@@ -25,8 +25,8 @@ pub struct Incoming {
     pub sequence: Option<u64>,
     /// The observations that could be read.
     pub observations: Vec<Observed>,
-    /// Hash of what the agent says of itself and what the observations say, the same at every replica and never 0; `None` when some
-    /// could not be read.
+    /// Hash of what the agent says of itself and what the observations say, the same at every replica and never 0;
+    /// `None` when some could not be read.
     pub fingerprint: Option<u64>,
     /// Whether it came as a connect.
     pub connect: bool,

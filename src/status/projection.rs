@@ -1,19 +1,13 @@
 //! Pure: status + what is known now → the next status and the events of the transition, or nothing.
 
 use super::observed::Observed;
+use crate::api::condition::reasons as known;
 use crate::desired::lean::{Process, RestartPolicy, Text};
 use crate::desired::record::{
     Condition, ConditionType, Counters, Details, LastReport, Outbox, Phase, Reason, Record, SwitchRecord,
     agent_connected,
 };
 use crate::presence::staleness::AgentState;
-
-/// The manager's own reason of SpecWarning.
-const NOT_IN_NAMESPACE: &str = "DeviceNotInNamespace";
-/// The reason of ProcessStarted after a run.
-const EXITED: &str = "Exited";
-/// The device lacks the backend, which is no failure of the process: it is waited for.
-const NO_BACKEND: &str = "BackendUnavailable";
 
 /// A device's observation, with its place in the order of reports.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -213,10 +207,12 @@ fn project_agent(next: &mut Record, reasons: &mut Vec<Reason>, input: Input, now
 }
 
 fn project_counts(next: &mut Record, reasons: &mut Vec<Reason>, counts: bool, reported: Option<&Reported>, now: i64) {
-    let warned = next.condition(ConditionType::SpecWarning).is_some_and(|c| c.status && &*c.reason == NOT_IN_NAMESPACE);
+    let warned = next
+        .condition(ConditionType::SpecWarning)
+        .is_some_and(|c| c.status && &*c.reason == known::DEVICE_NOT_IN_NAMESPACE);
     if !counts && !warned {
         let message = "a NetworkSwitch of this name exists in another namespace: create the DeviceProcess there, or start praetor-manager with --allow-cross-namespace";
-        if set(next, ConditionType::SpecWarning, true, NOT_IN_NAMESPACE, message, now) {
+        if set(next, ConditionType::SpecWarning, true, known::DEVICE_NOT_IN_NAMESPACE, message, now) {
             reasons.push(Reason::SpecWarning);
         }
     } else if counts && warned && reported.is_none_or(|reported| reported.observed.warning.is_none()) {
@@ -229,7 +225,7 @@ fn project_observed(process: &Process, next: &mut Record, reasons: &mut Vec<Reas
     let current = observed.spec == process.spec.hash;
     let another = next.observed.replace(observed.spec) != Some(observed.spec);
     let appeared =
-        set(next, ConditionType::SpecObserved, true, "SpecObserved", &format!("observed {}", observed.spec), now);
+        set(next, ConditionType::SpecObserved, true, known::SPEC_OBSERVED, &format!("observed {}", observed.spec), now);
     if another || appeared {
         reasons.push(Reason::SpecObserved);
     }
@@ -239,8 +235,8 @@ fn project_observed(process: &Process, next: &mut Record, reasons: &mut Vec<Reas
     match &observed.warning {
         Some(warning) => {
             // What a device must not be confused with.
-            let reason = observed.warning_reason.as_deref().filter(|reason| *reason != NOT_IN_NAMESPACE);
-            if set(next, ConditionType::SpecWarning, true, reason.unwrap_or("AgentWarning"), warning, now) {
+            let reason = observed.warning_reason.as_deref().filter(|reason| *reason != known::DEVICE_NOT_IN_NAMESPACE);
+            if set(next, ConditionType::SpecWarning, true, reason.unwrap_or(known::AGENT_WARNING), warning, now) {
                 reasons.push(Reason::SpecWarning);
             }
         }
@@ -267,7 +263,8 @@ fn project_observed(process: &Process, next: &mut Record, reasons: &mut Vec<Reas
 
 /// Whether the process cannot run, or its last run failed and no other is under way: in a crash loop once a round.
 fn has_failed(record: &Record) -> bool {
-    let exited = record.condition(ConditionType::ProcessStarted).is_some_and(|c| !c.status && &*c.reason == EXITED);
+    let exited =
+        record.condition(ConditionType::ProcessStarted).is_some_and(|c| !c.status && &*c.reason == known::EXITED);
     let code = record.details.as_ref().and_then(|details| details.exit_code);
     record.phase == Phase::Failed || exited && code.is_some_and(|code| code != 0)
 }
@@ -291,10 +288,10 @@ fn project_artifact(next: &mut Record, observed: &Observed, now: i64) {
         let Some((done_now, reason, message)) = said else { continue };
         let error = artifact.last_error.as_deref();
         let (default_reason, default_message) = match (done_now, error) {
-            (true, _) => ("Succeeded", done),
-            (false, Some(error)) if kind == ConditionType::ArtifactDownloaded => ("Failed", error),
-            (false, Some(_)) => ("Failed", failed),
-            (false, None) => ("Pending", "not yet"),
+            (true, _) => (known::SUCCEEDED, done),
+            (false, Some(error)) if kind == ConditionType::ArtifactDownloaded => (known::FAILED, error),
+            (false, Some(_)) => (known::FAILED, failed),
+            (false, None) => (known::PENDING, "not yet"),
         };
         set(
             next,
@@ -323,10 +320,10 @@ fn project_process(next: &mut Record, reasons: &mut Vec<Reason>, observed: &Obse
     }
     if let Some(healthy) = observed.healthy {
         let (reason, message) = if healthy {
-            ("Healthy", "the process is healthy")
+            (known::HEALTHY, "the process is healthy")
         } else {
             let said = observed.health_message.as_deref().or(observed.error.as_deref());
-            ("Unhealthy", said.unwrap_or("the health check fails"))
+            (known::UNHEALTHY, said.unwrap_or("the health check fails"))
         };
         if set(next, ConditionType::Healthy, healthy, reason, message, now) && !healthy {
             reasons.push(Reason::Unhealthy);
@@ -353,11 +350,11 @@ fn project_process(next: &mut Record, reasons: &mut Vec<Reason>, observed: &Obse
 fn project_started(next: &mut Record, reasons: &mut Vec<Reason>, observed: &Observed, started: bool, now: i64) {
     let ended = !started && observed.exit_code.is_some();
     let reason = if started {
-        "Started"
+        known::STARTED
     } else if ended {
-        EXITED
+        known::EXITED
     } else {
-        "NotStarted"
+        known::NOT_STARTED
     };
     let message = observed.error.as_deref().or(observed.last_termination_reason.as_deref().filter(|_| ended));
     let message = message.unwrap_or(if started {
@@ -387,7 +384,8 @@ fn phase(next: &Record, observed: &Observed, policy: RestartPolicy) -> Phase {
     };
     if over && exit_code == Some(0) {
         Phase::Succeeded
-    } else if over || observed.error.is_some() && observed.warning_reason.as_deref() != Some(NO_BACKEND) {
+    } else if over || observed.error.is_some() && observed.warning_reason.as_deref() != Some(known::BACKEND_UNAVAILABLE)
+    {
         Phase::Failed
     } else if started == Some(true) {
         Phase::Running

@@ -29,6 +29,8 @@ pub const TOKEN_HEADER: &str = "x-device-token";
 pub const REVISION_HEADER: &str = "x-praetor-revision";
 /// Request header: the highest [`REVISION_HEADER`] that the client has seen.
 pub const MIN_REVISION_HEADER: &str = "x-praetor-min-revision";
+/// `warningReason` of an observation: the device lacks the backend, which is no failure of the process.
+pub const BACKEND_UNAVAILABLE: &str = "BackendUnavailable";
 /// Longest body of a report, bytes.
 pub const MAX_BODY_BYTES: usize = 256 * 1024;
 /// Most observations in one report.

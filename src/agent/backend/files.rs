@@ -1,9 +1,9 @@
-//! Edge: files that are replaced all at once, and only when they differ.
+//! Edge: files that are replaced all at once, and only when they differ; how files begin.
 
-use super::BackendError;
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use super::{BackendError, program};
+use crate::agent::durable::place;
+use std::fs::{self, File};
+use std::io::{self, Read};
 use std::path::Path;
 
 /// The sentence about a file that something could not be done with.
@@ -30,25 +30,15 @@ pub fn replace(path: &Path, text: &str, mode: u32) -> Result<bool, BackendError>
     if fs::read(path).is_ok_and(|old| old == text.as_bytes()) {
         return Ok(false);
     }
-    write_anew(path, text, mode).map_err(|error| failed(path, "write", &error))?;
+    place(path, text.as_bytes(), mode).map_err(|error| failed(path, "write", &error))?;
     Ok(true)
 }
 
-fn write_anew(path: &Path, text: &str, mode: u32) -> io::Result<()> {
-    let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
-        return Err(io::Error::from(io::ErrorKind::InvalidInput));
-    };
-    // systemd reads no file whose name begins with a dot.
-    let new = folder.join(format!(".{}.new", name.to_string_lossy()));
-    match fs::remove_file(&new) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
+/// How a file begins, as far as [`program::kind`] looks; empty when it cannot be read.
+pub fn head(path: &Path) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    if let Ok(file) = File::open(path) {
+        let _ = file.take(program::HEAD as u64).read_to_end(&mut bytes);
     }
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&new)?;
-    // Whatever the umask is.
-    file.set_permissions(fs::Permissions::from_mode(mode))?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()?;
-    fs::rename(&new, path)?;
-    File::open(folder)?.sync_all()
+    bytes
 }

@@ -1,17 +1,16 @@
 //! Edge: whether what an operator has asked for can be run on this device, before anything that runs is touched.
 
 use super::exec::{self, find_user};
-use super::program::{self, HEAD, Kind};
+use super::files::head;
+use super::program::{self, Kind, OTHER_FORMATS};
 use super::{BackendError, Launch};
-use std::fs::{self, File};
-use std::io::{self, Read};
+use std::fs;
+use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
 
 /// Where a file system keeps a list of who may do what.
 const ACCESS_LIST: &str = "system.posix_acl_access";
-/// There when the kernel was told of further formats of programs.
-const OTHER_FORMATS: &str = "/proc/sys/fs/binfmt_misc/status";
 
 /// Looks whether the program, its user and its folder are there. Where it will run, without `..`.
 ///
@@ -72,15 +71,6 @@ pub fn fits_the_device(launch: &Launch) -> Result<PathBuf, BackendError> {
             .map_err(|error| BackendError::Failed(format!("cannot find {}: {error}", folder.display())));
     }
     Ok(folder)
-}
-
-/// How a file begins; empty when it cannot be read.
-fn head(path: &Path) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    if let Ok(file) = File::open(path) {
-        let _ = file.take(HEAD as u64).read_to_end(&mut bytes);
-    }
-    bytes
 }
 
 /// The cause alone, without the system's number for it.

@@ -2,10 +2,11 @@
 
 use super::BackendError;
 use super::journal::{Line, UNKNOWN};
-use super::proc::{self, Mark, Stat, boot_id, has_variable, unix_seconds};
+use super::proc::{self, Mark, Stat, boot_id, has_variable};
 use super::runs::Runs;
 use super::script::{Description, RUN, Record, is_run_of};
 use crate::agent::process::identity::Identity;
+use crate::runtime::clock::unix_seconds;
 use rustix::process::Signal;
 use rustix::thread::nanosleep;
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};

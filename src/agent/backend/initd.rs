@@ -12,17 +12,17 @@ use super::launcher::{failure, own_path};
 use super::proc::{Mark, boot_id};
 use super::script::{self, Description, Marks, Record};
 use super::{Activity, Backend, BackendError, Checked, Folders, Found, Launch, Pending, exec, journal, shim};
-use crate::agent::artifact::{FetchError, Fetched};
+use crate::agent::durable::place;
 use crate::agent::process::identity::Identity;
-use crate::agent::process::spec::{Artifact, BackendKind, RestartPolicy};
+use crate::agent::process::spec::{BackendKind, RestartPolicy};
 use rustix::fs::Access;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File, Permissions};
+use std::fs::{self, File};
 use std::future::{Future, poll_fn};
 use std::io::{self, Read};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::process::Stdio;
@@ -355,15 +355,7 @@ impl Initd {
         if fs::read(&path).is_ok_and(|there| there == text.as_bytes()) {
             return Ok(());
         }
-        // Its name is none of a script: no tool that looks through the folder takes it for one.
-        let new = self.init_d().join(format!(".{identity}.new"));
-        let whole = write_private(&new, text.as_bytes())
-            .and_then(|()| fs::set_permissions(&new, Permissions::from_mode(0o755)))
-            .and_then(|()| fs::rename(&new, &path));
-        whole.map_err(|error| {
-            let _ = fs::remove_file(&new);
-            failed(error)
-        })
+        place(&path, text.as_bytes(), 0o755).map_err(failed)
     }
 
     async fn begin(&self, launch: &Launch, grace: Duration) -> Result<(), BackendError> {
@@ -512,10 +504,6 @@ impl Backend for Initd {
 
     fn find<'a>(&'a self, identity: &'a Identity) -> Pending<'a, Result<Option<Found>, BackendError>> {
         Box::pin(self.found(identity))
-    }
-
-    fn fetch<'a>(&'a self, _: &'a Artifact, _: Option<&'a str>) -> Option<Pending<'a, Result<Fetched, FetchError>>> {
-        None
     }
 
     fn install<'a>(&'a self, launch: &'a Launch) -> Pending<'a, Result<(), BackendError>> {

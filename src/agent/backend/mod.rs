@@ -22,6 +22,7 @@ pub mod unit;
 use super::artifact::{FetchError, Fetched};
 use super::process::identity::Identity;
 use super::process::spec::{Artifact, BackendKind, RestartPolicy};
+use std::collections::HashSet;
 use std::future::Future;
 use std::path::PathBuf;
 use std::pin::Pin;
@@ -149,9 +150,11 @@ pub trait Backend {
     /// Fetches artifacts of a kind that the backend keeps itself, such as images; none: the agent's store does it.
     fn fetch<'a>(
         &'a self,
-        artifact: &'a Artifact,
-        pinned: Option<&'a str>,
-    ) -> Option<Pending<'a, Result<Fetched, FetchError>>>;
+        _artifact: &'a Artifact,
+        _pinned: Option<&'a str>,
+    ) -> Option<Pending<'a, Result<Fetched, FetchError>>> {
+        None
+    }
 
     /// Prepares everything that the next start needs. What runs goes on running.
     fn install<'a>(&'a self, launch: &'a Launch) -> Pending<'a, Result<(), BackendError>>;
@@ -177,7 +180,7 @@ pub trait Backend {
 
     /// Removes artifacts that the backend keeps itself and that are not in `keep` (digests), and what calls that were cut
     /// off have left. What cannot be removed now stays for the next time.
-    fn collect<'a>(&'a self, _keep: &'a [String]) -> Pending<'a, ()> {
+    fn collect<'a>(&'a self, _keep: &'a HashSet<String>) -> Pending<'a, ()> {
         Box::pin(async {})
     }
 

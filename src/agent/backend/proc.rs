@@ -7,7 +7,6 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, pidfd_send_signal};
 use std::collections::BTreeSet;
 use std::fs;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 /// What `/proc/<pid>/stat` says that matters here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -127,13 +126,6 @@ pub fn boot_id() -> String {
     format!("{}/{}", id.trim(), Stat::of(1).map_or(0, |first| first.ticks))
 }
 
-/// The device's clock, seconds since 1970.
-#[must_use]
-pub fn unix_seconds() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    since.ok().and_then(|since| i64::try_from(since.as_secs()).ok()).unwrap_or(0)
-}
-
 /// All processes that live, without this one and those that it descends from.
 #[must_use]
 pub fn others() -> Vec<Stat> {
@@ -167,6 +159,7 @@ fn booted_at(stat: &str) -> Option<i64> {
 mod tests {
     use super::*;
     use crate::agent::backend::footprint::wait_until;
+    use crate::runtime::clock::unix_seconds;
     use proptest::prelude::*;
     use std::os::unix::process::CommandExt;
     use std::process::Command;

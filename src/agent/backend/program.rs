@@ -25,6 +25,9 @@ pub enum Unsuited {
 /// How much of a file must be known, bytes: the kernel looks at no more.
 pub const HEAD: usize = 256;
 
+/// There when the kernel was told of further formats of programs (binfmt_misc).
+pub const OTHER_FORMATS: &str = "/proc/sys/fs/binfmt_misc/status";
+
 const ELF: &[u8] = b"\x7fELF";
 /// Machines that run programs of one another: x86, ARM, PowerPC, SPARC, each with 32 and 64 bits.
 const RELATED: [&[u16]; 4] = [&[3, 62], &[40, 183], &[20, 21], &[2, 18, 43]];

@@ -12,16 +12,18 @@
 use super::BackendError;
 use super::accounts::User;
 use super::exec::{CANNOT, NOT_BEGUN, find_user};
+use super::files::head;
 use super::footprint::Footprint;
 use super::journal::{EXITED, Line, SIGNAL, UNKNOWN};
-use super::proc::{Mark, Stat, boot_id, unix_seconds};
-use super::program::{self, HEAD, Kind};
+use super::proc::{Mark, Stat, boot_id};
+use super::program::{self, Kind, OTHER_FORMATS};
 use super::script::{Description, RUN, Record, run_of};
+use crate::runtime::clock::unix_seconds;
 use rustix::fs::Access;
 use rustix::process::{Gid, Uid};
 use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
@@ -178,17 +180,9 @@ pub fn attempt(path: &Path) -> Result<(), BackendError> {
         }
         Ok(_) => Ok(()),
         // The device may know formats of its own.
-        Err(_) if Path::new("/proc/sys/fs/binfmt_misc/status").exists() => Ok(()),
+        Err(_) if Path::new(OTHER_FORMATS).exists() => Ok(()),
         Err(why) => Err(refused(why.to_string())),
     }
-}
-
-fn head(path: &Path) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    if let Ok(file) = File::open(path) {
-        let _ = file.take(HEAD as u64).read_to_end(&mut bytes);
-    }
-    bytes
 }
 
 /// `launch as UID GID GROUPS FOLDER PROGRAM…`: becomes a health check.

@@ -10,15 +10,14 @@ use super::exec;
 use super::files::{failed, replace, unlink};
 use super::fits::fits_the_device;
 use super::journal::Line;
-use super::proc::unix_seconds;
 use super::runs::Runs;
 use super::show::{PROPERTIES, Phase, Shown};
 use super::systemctl::systemctl;
 use super::unit::{self, Marks, Surroundings};
 use super::{Activity, Backend, BackendError, Checked, Folders, Found, Launch, Pending};
-use crate::agent::artifact::{FetchError, Fetched};
 use crate::agent::process::identity::{Identity, PREFIX};
-use crate::agent::process::spec::{Artifact, BackendKind, RestartPolicy};
+use crate::agent::process::spec::{BackendKind, RestartPolicy};
+use crate::runtime::clock::unix_seconds;
 use sha2::{Digest, Sha256};
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};
@@ -469,14 +468,6 @@ impl Backend for Systemd {
 
     fn find<'a>(&'a self, identity: &'a Identity) -> Pending<'a, Result<Option<Found>, BackendError>> {
         Box::pin(self.find_one(identity))
-    }
-
-    fn fetch<'a>(
-        &'a self,
-        _artifact: &'a Artifact,
-        _pinned: Option<&'a str>,
-    ) -> Option<Pending<'a, Result<Fetched, FetchError>>> {
-        None
     }
 
     fn install<'a>(&'a self, launch: &'a Launch) -> Pending<'a, Result<(), BackendError>> {

@@ -4,7 +4,7 @@ use super::answer::ask;
 use super::commands::{FileFlag, FileRead};
 use super::findings::{self, Finding, Sent, Space};
 use super::live::{Live, Wanted};
-use super::lock::{self, Holder, folder_of};
+use super::lock::{self, Holder, absolute_folder_of};
 use super::screen::age;
 use crate::agent::arguments::{ArgumentError, Arguments};
 use crate::agent::backend::{self, Folders, container};
@@ -14,6 +14,7 @@ use crate::agent::holding::Record;
 use crate::agent::process::spec::BackendKind;
 use crate::agent::token::{Token, TokenError};
 use crate::agent::trust::Trust;
+use crate::runtime::clock::unix_seconds;
 use crate::wire::TOKEN_HEADER;
 use bytes::Bytes;
 use clap::Args;
@@ -25,7 +26,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::ExitCode;
 use std::rc::Rc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
@@ -100,10 +101,9 @@ async fn examine(agent: &Arguments, file: &FileRead) -> Vec<Finding> {
     if let Err(error) = agent.policy() {
         all.push(Finding::fail("artifacts", error.to_string(), ""));
     }
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
-    all.push(findings::clock(i64::try_from(now).unwrap_or(i64::MAX), theirs));
+    all.push(findings::clock(unix_seconds(), theirs));
     let state_file = agent.state_file();
-    let folder = &std::path::absolute(folder_of(&state_file)).unwrap_or_else(|_| folder_of(&state_file).to_owned());
+    let folder = &absolute_folder_of(&state_file);
     all.push(writable(folder));
     all.extend(room(folder));
     let (wanted, said) = state(&state_file, device.as_ref().ok().map(String::as_str));

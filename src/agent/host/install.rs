@@ -8,10 +8,11 @@ use super::plan::{Item, Plan, PlanError, Wishes};
 use super::service::Init;
 use super::settings::{DEFAULT_PATH, MARK, SettingsFile};
 use crate::agent::arguments::{ArgumentError, Arguments, DEFAULT_STATE_FILE};
+use crate::agent::durable::place;
 use clap::Args;
-use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::fs::{self, DirBuilder, File, Permissions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
@@ -385,18 +386,7 @@ fn carry_out(item: &Item, need: Need, path: &Path) -> io::Result<()> {
         }
         (Item::File { mode, content, .. }, _) => {
             parents(path)?;
-            let mut name = path.file_name().unwrap_or_default().to_owned();
-            name.push(".praetor-new");
-            let new = path.with_file_name(name);
-            match fs::remove_file(&new) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
-            let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
-            file.write_all(content.as_bytes())?;
-            file.set_permissions(Permissions::from_mode(*mode))?;
-            file.sync_all()?;
-            fs::rename(&new, path)
+            place(path, content.as_bytes(), *mode)
         }
         (Item::Link { target, .. }, _) => {
             parents(path)?;

@@ -40,6 +40,18 @@ pub fn folder_of(state_file: &Path) -> &Path {
     state_file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
+/// The same as an absolute path: what backends write down holds wherever it is read.
+#[must_use]
+pub fn absolute_folder_of(state_file: &Path) -> PathBuf {
+    absolute(folder_of(state_file))
+}
+
+/// An absolute path, without a look at the disk.
+#[must_use]
+pub fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}
+
 /// Makes the folder (0700) if it is missing, and locks it. A folder that cannot be had or locked is nobody's: the agent
 /// runs from memory then.
 ///

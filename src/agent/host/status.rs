@@ -3,7 +3,7 @@
 use super::answer::ask;
 use super::commands::{FileFlag, FileRead};
 use super::live::{Live, Wanted};
-use super::lock::{self, Holder, folder_of};
+use super::lock::{self, Holder, absolute_folder_of};
 use super::memory::recall;
 use super::screen::{AgentState, Belief, rows};
 use crate::agent::arguments::DEFAULT_STATE_FILE;
@@ -73,8 +73,7 @@ pub fn status(command: &Status, file: &FileRead, out: &mut impl Write) -> io::Re
 }
 
 fn look(state_file: &Path, file: &FileRead, containers: container::Options) -> Belief {
-    // Backends know absolute paths.
-    let folder = &std::path::absolute(folder_of(state_file)).unwrap_or_else(|_| folder_of(state_file).to_owned());
+    let folder = &absolute_folder_of(state_file);
     let mut belief = Belief {
         settings_file: file.path().map(|path| path.display().to_string()),
         state_folder: folder.display().to_string(),

@@ -8,6 +8,7 @@
 use super::reconcile::Wanted;
 use super::record::Record;
 use crate::agent::backend::{Activity, Exit, Found};
+use crate::wire::BACKEND_UNAVAILABLE;
 use crate::wire::report::Observation;
 use crate::wire::time;
 use std::borrow::Cow;
@@ -28,9 +29,6 @@ pub struct View<'a> {
     /// The artifact is on the device.
     pub present: bool,
 }
-
-/// Reason of a warning about a backend that the device does not have.
-pub const BACKEND_UNAVAILABLE: &str = "BackendUnavailable";
 
 /// What is reported.
 #[must_use]

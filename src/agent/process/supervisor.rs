@@ -357,11 +357,10 @@ impl Shared {
             }
             let keep: HashSet<String> = workers.iter().flat_map(|worker| worker.digests()).collect();
             self.collecting.set(true);
-            let digests: Vec<String> = keep.iter().cloned().collect();
             for backend in &self.backends {
                 if matches!(self.looks.borrow().get(&backend.kind()), Some(Look::Seen(_))) {
                     // What it could not remove in time stays for the next time.
-                    let _ = timeout(COLLECT_TIME, backend.collect(&digests)).await;
+                    let _ = timeout(COLLECT_TIME, backend.collect(&keep)).await;
                 }
             }
             let outcome = self.store.collect(keep).await;

@@ -22,7 +22,7 @@ use base64::engine::general_purpose::STANDARD;
 use http::Method;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
 use std::time::Duration;
 use tokio::sync::Mutex;
@@ -192,7 +192,7 @@ impl Backend for Containers {
         })
     }
 
-    fn collect<'a>(&'a self, keep: &'a [String]) -> Pending<'a, ()> {
+    fn collect<'a>(&'a self, keep: &'a HashSet<String>) -> Pending<'a, ()> {
         Box::pin(async move {
             if let Err(error) = self.collect_superseded().await {
                 debug!(%error, "cannot look for containers that are superseded");

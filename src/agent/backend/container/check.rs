@@ -5,6 +5,7 @@ use super::engine::{EngineError, Question};
 use super::found::Container;
 use super::frames::Tail;
 use super::refusals;
+use crate::agent::backend::proc::Stat;
 use crate::agent::backend::{BackendError, Checked};
 use http::Method;
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
@@ -115,7 +116,9 @@ fn kill(container: &Container, execution: &Execution) {
     let member = if execution.running {
         Some(execution.pid)
     } else {
-        children(container.state.pid).into_iter().find(|pid| group_of(*pid) == Some(execution.pid))
+        children(container.state.pid)
+            .into_iter()
+            .find(|pid| Stat::of(*pid).is_some_and(|stat| stat.group == execution.pid))
     };
     let Some(member) = member else { return };
     // The number may have been given to somebody else meanwhile, or the agent itself be in a container.
@@ -132,12 +135,6 @@ fn kill(container: &Container, execution: &Execution) {
 fn children(pid: i64) -> Vec<i32> {
     let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
     children.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
-}
-
-fn group_of(pid: i32) -> Option<i32> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // After the name, which may hold anything: state, parent, group.
-    stat.rsplit_once(')')?.1.split_whitespace().nth(2)?.parse().ok()
 }
 
 fn verdict(command: &[String], code: Option<i64>, limit: Duration, output: &str) -> Checked {

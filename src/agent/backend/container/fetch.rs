@@ -6,13 +6,15 @@
 use super::backend::Containers;
 use super::config::{self, FETCHED_REPOSITORY, FOUND_REPOSITORY, image_tag};
 use super::engine::{EngineError, Question, Stream};
-use super::image::{ENGINE_AWAY, Image, Progress, Reference, failed, registry_auth, why_not};
+use super::image::{Image, Progress, Reference, failed, registry_auth, why_not};
+use crate::agent::artifact::reference::is_digest;
 use crate::agent::artifact::{FetchError, Fetched, Stage};
 use crate::agent::process::spec::{Artifact, ArtifactType};
+use crate::wire::BACKEND_UNAVAILABLE;
 use http::Method;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::time::Duration;
 use tokio::time::timeout;
 use tracing::{debug, info};
@@ -124,7 +126,7 @@ impl Containers {
         let path = format!("/distribution/{}:{}/json", reference.repository, reference.tag);
         let question = Question::new(Method::GET, &path).authorized(auth).within(LOOK_UP_TIMEOUT);
         match self.engine.ask::<Distribution>(question).await {
-            Ok(answer) if super::image::is_digest(&answer.descriptor.digest) => Ok(Some(answer.descriptor.digest)),
+            Ok(answer) if is_digest(&answer.descriptor.digest) => Ok(Some(answer.descriptor.digest)),
             Ok(_) => Err(nameless(reference)),
             // The route itself, which Podman does not have.
             Err(error) if error.status() == Some(404) && is_no_route(&error) => Ok(None),
@@ -182,7 +184,7 @@ impl Containers {
 
     /// Takes our tags from images that are not in `keep` (digests), and removes those that we have fetched and nobody
     /// else has named. What a container is made of stays.
-    pub(super) async fn collect_images(&self, keep: &[String]) -> Result<(), EngineError> {
+    pub(super) async fn collect_images(&self, keep: &HashSet<String>) -> Result<(), EngineError> {
         for repository in [FETCHED_REPOSITORY, FOUND_REPOSITORY] {
             let path = format!("/images/json?{}", config::filters(&json!({"reference": [repository]})));
             let images: Vec<Image> = self.engine.ask(Question::new(Method::GET, &path)).await?;
@@ -252,7 +254,7 @@ fn nameless(reference: &Reference) -> FetchError {
 fn away(error: EngineError) -> FetchError {
     let reason = match error {
         EngineError::Refused { .. } => "EngineError",
-        EngineError::Away(..) | EngineError::Strange(..) => ENGINE_AWAY,
+        EngineError::Away(..) | EngineError::Strange(..) => BACKEND_UNAVAILABLE,
     };
     failed(Stage::Download, reason, error.to_string())
 }

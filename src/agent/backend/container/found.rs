@@ -158,12 +158,6 @@ impl Container {
         matches!(self.state.status.as_str(), "running" | "restarting" | "paused" | "stopping")
     }
 
-    /// Whether it is not ours at all, of whatever identity.
-    #[must_use]
-    pub fn is_foreign(&self) -> bool {
-        self.identity().is_none()
-    }
-
     /// Its name says that its last run was stopped, or is about to be.
     #[must_use]
     pub fn is_being_stopped(&self) -> bool {

@@ -1,5 +1,6 @@
 //! Pure: images: what a spec calls them, who may have them, and why they cannot be had.
 
+use crate::agent::artifact::reference::is_digest;
 use crate::agent::artifact::{FetchError, Stage};
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE};
@@ -11,8 +12,6 @@ use std::collections::BTreeMap;
 const DEFAULT_REGISTRY: &str = "docker.io";
 /// By what name Docker keeps the credentials of that registry.
 const DEFAULT_REGISTRY_ALIAS: &str = "index.docker.io";
-/// Reason of a failed fetch when the engine is away: nothing was tried, so it is no attempt.
-pub const ENGINE_AWAY: &str = "BackendUnavailable";
 
 /// An image as a spec names it: `[oci://]REPOSITORY[:TAG][@DIGEST]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,13 +67,6 @@ struct Login {
     password: String,
     #[serde(default)]
     identitytoken: String,
-}
-
-/// `sha256:` and 64 lower-case hexadecimal digits.
-#[must_use]
-pub fn is_digest(text: &str) -> bool {
-    text.strip_prefix("sha256:")
-        .is_some_and(|hex| hex.len() == 64 && hex.bytes().all(|c| c.is_ascii_digit() || (b'a'..=b'f').contains(&c)))
 }
 
 // === impl Reference ===

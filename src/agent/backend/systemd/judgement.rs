@@ -2,12 +2,13 @@
 
 use super::super::files::failed;
 use super::super::journal::{Journal, Line};
-use super::super::proc::{Stat, unix_seconds};
+use super::super::proc::Stat;
 use super::super::show::{Phase, Shown};
 use super::super::unit::Marks;
 use super::super::{Activity, BackendError, Found, Launch};
 use super::Systemd;
 use crate::agent::process::identity::Identity;
+use crate::runtime::clock::unix_seconds;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 

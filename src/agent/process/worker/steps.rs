@@ -5,13 +5,14 @@ use crate::agent::artifact::{FetchError, Fetched};
 use crate::agent::backend::{BackendError, Launch};
 use crate::agent::process::backoff::{Restarts, download};
 use crate::agent::process::launch::launch;
-use crate::agent::process::observation::BACKEND_UNAVAILABLE;
 use crate::agent::process::reconcile::{Action, Which, version};
 use crate::agent::process::record::{Problem, Version};
 use crate::agent::process::spec::{BackendKind, Spec};
 use crate::agent::process::supervisor::LOOK_TIME;
+use crate::runtime::clock::unix_seconds;
+use crate::wire::BACKEND_UNAVAILABLE;
 use std::rc::Rc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 use tokio::task::spawn_local;
 use tokio::time::timeout;
 use tracing::{info, warn};
@@ -245,8 +246,4 @@ enum Trouble {
     Nothing,
     /// What the operator should know.
     Said(String),
-}
-
-fn unix_seconds() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| i64::try_from(time.as_secs()).unwrap_or(i64::MAX))
 }
