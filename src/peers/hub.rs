@@ -22,8 +22,8 @@ use tokio_util::sync::CancellationToken;
 
 /// A member counts as heard while its horizon is not older than this, milliseconds.
 const HEARD_MS: u64 = 5_000;
-/// When a device is to come again while its owner has too much to do, seconds.
-const BUSY_SECONDS: std::ops::RangeInclusive<u64> = 2..=10;
+/// When a device is to come again that nobody can write anything of for now, seconds.
+const AWAY_SECONDS: std::ops::RangeInclusive<u64> = 2..=10;
 /// What is left for links to end after their last batch.
 const MARGIN: Duration = Duration::from_millis(200);
 
@@ -51,15 +51,12 @@ impl Relay for Peers {
         Box::pin(async move {
             let answer = Self::forward(self, to, device, connect, body).await;
             answer.or_else(|error| match error {
-                // It is there and has more to do than it can: so has the device to wait, and not another replica to help.
-                ForwardError::Busy => {
-                    Ok(Outcome::Later { retry_after_seconds: rand::rng().random_range(BUSY_SECONDS) })
-                }
                 // Neither of them reaches the apiserver: one attempt is enough when it is back.
                 ForwardError::NotOwner if !self.ownership.standing().apiserver => {
-                    Ok(Outcome::Later { retry_after_seconds: rand::rng().random_range(BUSY_SECONDS) })
+                    Ok(Outcome::Later { retry_after_seconds: rand::rng().random_range(AWAY_SECONDS) })
                 }
                 ForwardError::Unreachable(_) => Err(Unanswered::Unreachable),
+                ForwardError::Busy => Err(Unanswered::Busy),
                 ForwardError::Timeout => Err(Unanswered::Timeout),
                 ForwardError::NotOwner => Err(Unanswered::NotOwner),
                 ForwardError::Refused(_) => Err(Unanswered::Refused),
@@ -122,7 +119,7 @@ impl Peers {
         }
     }
 
-    /// Sends a report of a device on to the member that works for it. Takes 2.5 s at most.
+    /// Sends a report of a device on to the member that works for it. Takes 7 s at most.
     ///
     /// # Errors
     /// When the member has not taken it in, or it is not known.

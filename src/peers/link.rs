@@ -11,23 +11,25 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use thiserror::Error;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
 /// How often a batch is sent.
 const BATCH_INTERVAL: Duration = Duration::from_secs(1);
-/// Longest time for a forwarded report in all, and for each part of a batch.
+/// Longest time for each part of a batch.
 pub const DEADLINE: Duration = Duration::from_millis(2_500);
+/// Longest time for a forwarded report in all. A peer that does not answer at all is given up sooner, with the batch that
+/// it does not answer either.
+const FORWARD_TIME: Duration = Duration::from_secs(7);
 /// Longest time for the last batch of a process.
 pub const LAST_BATCH_TIME: Duration = Duration::from_secs(1);
 /// Forwarded reports that are under way to one peer at a time.
 const FORWARDS: usize = 32;
-/// Longest time that one waits for its turn.
-const TURN_TIME: Duration = Duration::from_secs(1);
+/// Longest time of it that one waits for its turn; the rest is what the peer takes at most to answer.
+const TURN_TIME: Duration = Duration::from_secs(4);
 /// How often a batch is made anew before the next second, after the peer said what was wrong with it.
 const TRIES: usize = 3;
 
@@ -93,8 +95,8 @@ pub struct Link {
     metrics: PeerMetrics,
     outbound: Mutex<Outbound>,
     forwards: Semaphore,
-    /// The last batch did not get through.
-    failing: AtomicBool,
+    /// Whether the last batch did not get through.
+    failing: watch::Sender<bool>,
     since: Instant,
 }
 
@@ -147,7 +149,7 @@ impl Link {
             metrics,
             outbound: Mutex::new(outbound),
             forwards: Semaphore::new(FORWARDS),
-            failing: AtomicBool::new(false),
+            failing: watch::Sender::new(false),
             since: Instant::now(),
         })
     }
@@ -186,7 +188,7 @@ impl Link {
     }
 
     fn note(&self, sent: Result<(), LinkError>) {
-        let failed = self.failing.swap(sent.is_err(), Ordering::Relaxed);
+        let failed = self.failing.send_replace(sent.is_err());
         match sent {
             Err(error) if !failed => {
                 tracing::warn!(peer = %self.identity, address = %self.address, %error, "a peer does not get our presence");
@@ -253,15 +255,25 @@ impl Link {
         Ok(true)
     }
 
-    /// Sends a report on. The answer is what the peer says of it.
+    /// Sends a report on. The answer is what the peer says of it. A peer that is busy is waited for, one that does not
+    /// take the batches is not.
     ///
     /// # Errors
     /// When the peer has not taken it in, or it is not known.
     pub async fn forward(&self, device: &str, connect: bool, body: Bytes) -> Result<Bytes, ForwardError> {
-        self.check()?;
-        let deadline = Instant::now() + DEADLINE;
+        let mut failing = self.failing.subscribe();
+        tokio::select! {
+            biased;
+            _ = failing.wait_for(|failing| *failing) => {
+                Err(ForwardError::Unreachable("it did not take the last batch".into()))
+            }
+            answer = self.forward_in_turn(device, connect, body) => answer,
+        }
+    }
+
+    async fn forward_in_turn(&self, device: &str, connect: bool, body: Bytes) -> Result<Bytes, ForwardError> {
+        let deadline = Instant::now() + FORWARD_TIME;
         let Ok(Ok(_turn)) = timeout(TURN_TIME, self.forwards.acquire()).await else { return Err(ForwardError::Busy) };
-        self.check()?;
         let route = Route::Device { device, connect };
         let mut again = true;
         loop {
@@ -278,12 +290,6 @@ impl Link {
                 status => return Err(ForwardError::Refused(status)),
             }
         }
-    }
-
-    /// Nobody waits for a peer of which the last batch has shown that it does not answer.
-    fn check(&self) -> Result<(), ForwardError> {
-        let failing = self.failing.load(Ordering::Relaxed);
-        if failing { Err(ForwardError::Unreachable("it did not take the last batch".into())) } else { Ok(()) }
     }
 
     /// One request; learns from the answer.

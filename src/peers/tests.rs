@@ -137,6 +137,9 @@ impl Reports for Taken {
             if body == "later" {
                 return Ok(LATER);
             }
+            if body == "never" {
+                std::future::pending::<()>().await;
+            }
             self.reports.lock().push((device.to_owned(), connect, body));
             Ok(Outcome::Done { rejected: Vec::new() })
         })

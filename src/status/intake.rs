@@ -8,7 +8,7 @@
 //! do (see [`crate::presence::said`]); otherwise the owner sees to it, and its answer is passed on. Where the owner
 //! cannot be reached the report is applied right here: the version that goes along with every write keeps two writers
 //! from undoing each other's work, and whoever comes second finds nothing left to write. So an answer that was lost on
-//! the way costs at most a conflict.
+//! the way costs at most a conflict. An owner that is merely busy gets no help: conflicts would be all that it got.
 
 use super::assess::{Assessment, Course, Jobs, Place, remembered};
 pub use super::assess::{Incoming, Outcome};
@@ -41,9 +41,9 @@ use tokio::time::timeout;
 /// A report is answered within this time.
 const DEADLINE: Duration = Duration::from_secs(8);
 /// One that another replica passed on, which waits a little longer and then helps itself.
-const FORWARDED_DEADLINE: Duration = Duration::from_millis(2_000);
+const FORWARDED_DEADLINE: Duration = Duration::from_secs(3);
 /// The owner is waited for no longer, whatever the link does.
-const FORWARD_DEADLINE: Duration = Duration::from_millis(2_500);
+const FORWARD_DEADLINE: Duration = Duration::from_secs(7);
 /// A live read that is to confirm the cache must not use up the time of the answer.
 const VERIFY_DEADLINE: Duration = Duration::from_millis(1_500);
 /// An object that a live read did not find is not looked for again for this time.
@@ -58,7 +58,7 @@ const VERIFYING_READS: u32 = 300;
 
 /// How a report gets to the owner of its device.
 pub trait Relay: Send + Sync + 'static {
-    /// Passes a report on as the device sent it, and its answer back. The owner answers within 2 s.
+    /// Passes a report on as the device sent it, and its answer back. The owner answers within 3 s.
     ///
     /// # Errors
     /// When it has not been answered; it may have been taken in all the same.
@@ -85,7 +85,10 @@ pub enum Unanswered {
     /// There is no way to it.
     #[error("it cannot be reached")]
     Unreachable,
-    /// It took too long.
+    /// It is heard, but so many reports are under way to it that this one was not sent.
+    #[error("it is busy")]
+    Busy,
+    /// It is heard, but took too long.
     #[error("it did not answer in time")]
     Timeout,
     /// It does not take anything from this replica, or not this.
@@ -147,9 +150,16 @@ impl Unanswered {
         match self {
             Self::NotOwner => "not_owner",
             Self::Unreachable => "unreachable",
+            Self::Busy => "busy",
             Self::Timeout => "timeout",
             Self::Refused => "refused",
         }
+    }
+
+    /// Whether the owner is at work all the same, so that the device has to come again.
+    #[must_use]
+    pub fn is_at_work(self) -> bool {
+        matches!(self, Self::Busy | Self::Timeout)
     }
 }
 
@@ -308,7 +318,7 @@ impl Intake {
         })
     }
 
-    /// The owner's answer, if it gives one.
+    /// What is to be answered; none when it is to be seen to here.
     async fn forward(&self, case: &Case<'_>, view: &View, connect: bool, body: Bytes) -> Option<Outcome> {
         let Owner::Peer(owner) = view.owner(device_hash(case.device)) else { return None };
         let answer = timeout(FORWARD_DEADLINE, self.relay.forward(owner, case.device, connect, body)).await;
@@ -323,7 +333,7 @@ impl Intake {
             Err(error) => {
                 self.metrics.forwards.with_label_values(&[error.as_str()]).inc();
                 tracing::debug!(device = case.device, owner = &*owner.identity, %error, "the owner does not answer");
-                None
+                error.is_at_work().then(|| self.later())
             }
         }
     }
@@ -387,7 +397,7 @@ impl Intake {
         let mut unread = false;
         let mut found = false;
         for key in std::mem::take(&mut assessment.unknown) {
-            match self.find(case.device, &key).await {
+            match self.find(case.device, &key, case.deadline).await {
                 Some(true) => found = true,
                 Some(false) => {
                     case.gone.insert(key);
@@ -404,7 +414,7 @@ impl Intake {
     }
 
     /// Whether an object exists; `None` when that cannot be said now.
-    async fn find(&self, device: &str, key: &Key) -> Option<bool> {
+    async fn find(&self, device: &str, key: &Key, deadline: Instant) -> Option<bool> {
         if self.misses.contains_key(key) {
             return Some(false);
         }
@@ -413,7 +423,9 @@ impl Intake {
             count("limited");
             return None;
         }
-        match self.writer.read_live(Kind::Process, key).await {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let read = timeout(left, self.writer.read_live(Kind::Process, key)).await;
+        match read.unwrap_or_else(|_| Err("no answer in time".into())) {
             Ok(true) => {
                 count("found");
                 Some(true)

@@ -315,11 +315,29 @@ async fn without_the_owner_it_is_written_where_it_arrives() {
 #[tokio::test]
 async fn an_answer_that_is_lost_costs_a_conflict_and_nothing_else() {
     let stage = Stage::new();
-    *stage.other.link.fails.lock() = Some(Unanswered::Timeout);
+    *stage.other.link.fails.lock() = Some(Unanswered::Unreachable);
     stage.other.link.taken_in.store(true, Relaxed);
     assert_eq!(stage.other.report(&stage.device, &stage.says(true)).await, done());
-    assert_eq!((stage.healthy(), stage.apiserver.patches(), stage.other.forwards("timeout")), (Some(true), 2, 1));
+    assert_eq!((stage.healthy(), stage.apiserver.patches(), stage.other.forwards("unreachable")), (Some(true), 2, 1));
     assert_eq!(stage.apiserver.written.lock().len(), 1);
+}
+
+#[tokio::test]
+async fn an_owner_that_is_busy_gets_no_help() {
+    let stage = Stage::new();
+    for (count, (busy, result)) in
+        [(Unanswered::Busy, "busy"), (Unanswered::Timeout, "timeout")].into_iter().enumerate()
+    {
+        *stage.other.link.fails.lock() = Some(busy);
+        // What was not sent is not taken in, what was is: either way the device says it again.
+        stage.other.link.taken_in.store(busy == Unanswered::Timeout, Relaxed);
+        let later = stage.other.report(&stage.device, &stage.says(true)).await;
+        assert!(matches!(later, Outcome::Later { retry_after_seconds: 2..=10 }), "{later:?}");
+        assert_eq!((stage.apiserver.patches(), stage.other.forwards(result)), (count, 1));
+    }
+    *stage.other.link.fails.lock() = None;
+    assert_eq!(stage.other.report(&stage.device, &stage.says(true)).await, done());
+    assert_eq!((stage.healthy(), stage.apiserver.patches()), (Some(true), 1));
 }
 
 #[tokio::test]

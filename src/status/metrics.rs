@@ -121,7 +121,7 @@ impl StatusMetrics {
             forwards: IntCounterVec::new(
                 Opts::new(
                     "praetor_forwards_total",
-                    "Reports that were passed on to the owner of their device, by result; all but ok were applied here.",
+                    "Reports that were passed on to the owner of their device, by result; busy and timeout were put off, other failures applied here.",
                 ),
                 &["result"],
             )?,
@@ -154,7 +154,7 @@ impl StatusMetrics {
         for result in ["ok", "limited", "error"] {
             metrics.verifying_reads.with_label_values(&[result]);
         }
-        for result in ["ok", "not_owner", "unreachable", "timeout", "refused"] {
+        for result in ["ok", "not_owner", "unreachable", "busy", "timeout", "refused"] {
             metrics.forwards.with_label_values(&[result]);
         }
         for what in [Weight::Counters, Weight::Turn] {

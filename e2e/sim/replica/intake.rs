@@ -15,14 +15,14 @@ use praetor::peers::envelope::Refusal;
 use praetor::presence::order::{Freshness, fingerprint};
 use praetor::presence::said::Footing;
 use praetor::status::assess::{Assessment, Course, Outcome, Place, remembered};
+use praetor::status::intake::Unanswered;
 use praetor::status::limiter::TokenBucket;
 use praetor::status::projection::{Introduction, Reported};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 const DEADLINE_MS: u64 = 8_000;
-const FORWARDED_DEADLINE_MS: u64 = 2_000;
-const FORWARD_DEADLINE_MS: u64 = 2_500;
+const FORWARDED_DEADLINE_MS: u64 = 3_000;
 const VERIFY_DEADLINE_MS: u64 = 1_500;
 const READ_TIMEOUT_MS: u64 = 5_000;
 const MISS_TTL_MS: u64 = 2_000;
@@ -207,22 +207,25 @@ impl Process {
         // An old one is forwarded as a bare sign of life.
         let body = if freshness == Freshness::Old { bare(body) } else { body.clone() };
         self.forward(world, owner, number, body, ticket, hop);
-        world.timer(self.at, FORWARD_DEADLINE_MS, Timer::Forward(number));
     }
 
-    /// The owner's answer, or none.
-    pub fn on_forward_answer(&mut self, world: &mut World, number: u64, outcome: Option<Outcome>) {
+    /// The owner's answer, or why there is none.
+    pub fn on_forward_answer(&mut self, world: &mut World, number: u64, answer: Result<Outcome, Unanswered>) {
         let waiting = |case: &Case| matches!(case.stage, Stage::Forwarding);
         if !self.intake.cases.get(&number).is_some_and(waiting) {
             return;
         }
         let Some(mut case) = self.intake.cases.remove(&number) else { return };
-        if let Some(outcome) = outcome {
-            if matches!(outcome, Outcome::Done { .. }) {
-                self.acknowledge(world, &case, false);
+        match answer {
+            Ok(outcome) => {
+                if matches!(outcome, Outcome::Done { .. }) {
+                    self.acknowledge(world, &case, false);
+                }
+                // What the owner acknowledged was checked there.
+                return self.tell(world, &case.body, case.from, outcome);
             }
-            // What the owner acknowledged was checked there.
-            return self.tell(world, &case.body, case.from, outcome);
+            Err(error) if error.is_at_work() => return self.later(world, &case),
+            Err(_) => {}
         }
         case.take = Place::Fallback.takes_in(case.footing);
         case.doubts = Place::Fallback.doubts(case.footing);
@@ -230,10 +233,6 @@ impl Process {
         let course = case.assessment.course(case.footing, case.bare, Place::Fallback);
         world.say(|| format!("r{}: falls back for {}: {course:?}", self.at.replica, case.device));
         self.proceed(world, number, case, course);
-    }
-
-    pub fn on_unforwarded(&mut self, world: &mut World, number: u64) {
-        self.on_forward_answer(world, number, None);
     }
 
     fn proceed(&mut self, world: &mut World, number: u64, mut case: Case, course: Course) {

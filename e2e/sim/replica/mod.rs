@@ -50,8 +50,6 @@ pub enum Timer {
     Batches,
     /// A report must be answered.
     Deadline(u64),
-    /// The owner has been waited for long enough.
-    Forward(u64),
     /// Live reads that confirm have taken long enough.
     Verify(u64),
     /// The queue may have something due.
@@ -218,7 +216,6 @@ impl Process {
             Timer::Lead(number) => self.on_lead_timer(world, number),
             Timer::Batches => self.send_batches(world),
             Timer::Deadline(case) => self.on_deadline(world, case),
-            Timer::Forward(case) => self.on_unforwarded(world, case),
             Timer::Verify(case) => self.on_unverified(world, case),
             Timer::Pump(number) => self.on_pump(world, number),
             Timer::Limited(flight) => self.on_limited(world, flight),

@@ -13,11 +13,12 @@ use praetor::peers::inbound::Inbound;
 use praetor::peers::outbound::{Met, Outbound, Plan};
 use praetor::peers::signature::{BodyHash, Claims};
 use praetor::status::assess::Outcome;
-use std::collections::HashMap;
+use praetor::status::intake::Unanswered;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 const BATCH_TIMEOUT_MS: u64 = 2_000;
-const FORWARD_TIMEOUT_MS: u64 = 2_500;
+const FORWARD_TIMEOUT_MS: u64 = 7_000;
 
 /// A request under way.
 struct Pending {
@@ -42,7 +43,9 @@ pub struct Peers {
     me: u64,
     outbound: HashMap<usize, Outbound>,
     inbound: Inbound,
-    pending: HashMap<u64, Pending>,
+    pending: BTreeMap<u64, Pending>,
+    /// Those that did not take the last batch.
+    failing: HashSet<usize>,
     digest: BodyHash,
     sequence: u64,
 }
@@ -53,7 +56,8 @@ impl Peers {
             me,
             outbound: HashMap::new(),
             inbound: Inbound::new(me),
-            pending: HashMap::new(),
+            pending: BTreeMap::new(),
+            failing: HashSet::new(),
             digest: BodyHash::of(b""),
             sequence: 0,
         }
@@ -64,6 +68,8 @@ impl Process {
     /// One batch to everybody whose last one is answered.
     pub fn send_batches(&mut self, world: &mut World) {
         let view = self.view.clone();
+        let there: HashSet<_> = view.peers().filter_map(|member| replica_of(&member.identity)).collect();
+        self.peers.failing.retain(|to| there.contains(to));
         for member in view.peers() {
             let Some(to) = replica_of(&member.identity) else { continue };
             self.meant(to, member.incarnation);
@@ -137,6 +143,9 @@ impl Process {
     ) {
         let Some(replica) = replica_of(&to.identity) else { return };
         self.meant(replica, to.incarnation);
+        if self.peers.failing.contains(&replica) {
+            return self.on_forward_answer(world, case, Err(Unanswered::Unreachable));
+        }
         world.checker.forwarded(body.device, ticket);
         world.say(|| format!("r{}: forwards {}/{} to {}", self.at.replica, body.boot, body.sequence, to.identity));
         let about = About::Forward(case, body.clone(), ticket, hop);
@@ -201,19 +210,40 @@ impl Process {
             (Err(Refusal::Whole), About::Batch(_)) => outbound.send_whole(meant),
             (Ok(_), About::Batch(Some((plan, mark)))) => {
                 outbound.delivered(&plan, mark);
+                self.peers.failing.remove(&to);
                 let now = self.now_ms(world);
                 self.presence.told(now);
             }
-            (Ok(Some(outcome)), About::Forward(case, ..)) => self.on_forward_answer(world, case, Some(outcome)),
-            (_, About::Forward(case, ..)) => self.on_forward_answer(world, case, None),
-            (_, About::Batch(_)) => {}
+            (Ok(Some(outcome)), About::Forward(case, ..)) => self.on_forward_answer(world, case, Ok(outcome)),
+            (Err(Refusal::NotOwner), About::Forward(case, ..)) => {
+                self.on_forward_answer(world, case, Err(Unanswered::NotOwner));
+            }
+            (_, About::Forward(case, ..)) => self.on_forward_answer(world, case, Err(Unanswered::Refused)),
+            (_, About::Batch(_)) => self.fails(world, to),
         }
     }
 
     /// No answer of a peer.
     pub fn on_silence(&mut self, world: &mut World, call: u64) {
-        if let Some(Pending { about: About::Forward(case, ..), .. }) = self.peers.pending.remove(&call) {
-            self.on_forward_answer(world, case, None);
+        match self.peers.pending.remove(&call) {
+            Some(Pending { about: About::Forward(case, ..), .. }) => {
+                self.on_forward_answer(world, case, Err(Unanswered::Timeout));
+            }
+            Some(Pending { about: About::Batch(_), to, .. }) => self.fails(world, to),
+            None => {}
+        }
+    }
+
+    /// A batch was lost: nobody waits any longer for what was sent to that one.
+    fn fails(&mut self, world: &mut World, to: usize) {
+        self.peers.failing.insert(to);
+        let pending = std::mem::take(&mut self.peers.pending);
+        let (lost, pending) = pending.into_iter().partition::<BTreeMap<_, _>, _>(|(_, pending)| pending.to == to);
+        self.peers.pending = pending;
+        for pending in lost.into_values() {
+            if let About::Forward(case, ..) = pending.about {
+                self.on_forward_answer(world, case, Err(Unanswered::Unreachable));
+            }
         }
     }
 }

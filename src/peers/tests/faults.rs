@@ -147,3 +147,34 @@ async fn one_that_does_not_answer_delays_nobody() {
     running.await.unwrap();
     assert!(stop.elapsed() < Duration::from_secs(3), "{:?}", stop.elapsed());
 }
+
+#[tokio::test]
+async fn only_one_that_takes_no_batches_is_given_up_early() {
+    let [a, b] = Replica::several(["a", "b"]).await;
+    let wire = Wire::to(b.address).await;
+    let (link, shutdown) = (a.link(&b, wire.address), CancellationToken::new());
+    let running = tokio::spawn(link.clone().run(shutdown.clone()));
+    until("batches flow", || b.notes.witnessed.lock().len() >= 2).await;
+    let device = b.device();
+    let forward = |body: &'static str| link.forward(&device, false, Bytes::from_static(body.as_bytes()));
+
+    // It has as many under way as it may, and never gets on: what has no turn is not sent.
+    let stuck = futures::future::join_all((0..32).map(|_| forward("never")));
+    let (stuck, busy) = tokio::join!(stuck, forward("{}"));
+    assert_eq!(busy, Err(ForwardError::Busy));
+    assert!(stuck.iter().all(|answer| *answer == Err(ForwardError::Timeout)), "{stuck:?}");
+    assert!(b.taken.reports.lock().is_empty());
+    assert!(forward("{}").await.is_ok());
+
+    // Nothing comes through any more: what is under way ends with the batch.
+    wire.mode.send_replace(Mode::Hold);
+    assert!(matches!(forward("{}").await, Err(ForwardError::Unreachable(_))));
+    wire.mode.send_replace(Mode::Pass);
+    let start = Instant::now();
+    while forward("{}").await.is_err() {
+        assert!(start.elapsed() < Duration::from_secs(20));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    shutdown.cancel();
+    running.await.unwrap();
+}
