@@ -61,8 +61,8 @@ struct Entry {
     seeded: bool,
     /// What the newest report said.
     said: Said,
-    /// When there was last something to tell others: it was heard here, or acknowledged here.
-    told_ms: u64,
+    /// When there was last something to tell others of the newest report: it was heard here, or acknowledged here.
+    news_ms: u64,
 }
 
 /// See the module.
@@ -100,7 +100,6 @@ impl Entry {
         self.heard_ms = self.heard_ms.max(now_ms);
         self.sure_ms = self.sure_ms.max(now_ms);
         self.direct_ms = self.direct_ms.max(now_ms);
-        self.told_ms = self.direct_ms;
     }
 
     /// A report of a boot was heard just now.
@@ -108,6 +107,7 @@ impl Entry {
         if boot != 0 && boot == self.order.boot() {
             self.boot_sure_ms = self.boot_sure_ms.max(now_ms);
             self.boot_heard_ms = self.boot_heard_ms.max(now_ms);
+            self.news_ms = now_ms;
         }
     }
 
@@ -130,6 +130,7 @@ impl Entry {
             if self.order.succeed(heard.boot, Some(heard.sequence)) {
                 (self.boot_sure_ms, self.boot_heard_ms) = (sure_ms, heard_ms);
                 self.said.merge(true, heard.said);
+                self.news_ms = 0;
             }
         } else if heard_ms < self.boot_sure_ms {
             self.order.outdate(heard.boot, heard.sequence);
@@ -137,15 +138,18 @@ impl Entry {
         // Else the times do not tell which of the two boots came first; the next message or report will.
     }
 
-    fn tell(&self, device: u64, heard_ms: u64, now_ms: u64) -> Heard {
-        let age_ms = u32::try_from(now_ms.saturating_sub(heard_ms)).unwrap_or(u32::MAX);
-        // The boot only with a time at which it was heard.
-        let (boot, sequence, said) = if self.boot_heard_ms == heard_ms {
-            (self.order.boot(), self.order.sequence(), self.said.acked)
-        } else {
-            (0, 0, 0)
-        };
-        Heard { device, age_ms, boot, sequence, said }
+    /// A sign of life, and the newest report where there are news of it. Each has its own time: a device that has asked
+    /// since it reported was heard then, but with no boot.
+    fn tell(&self, device: u64, heard_ms: Option<u64>, news: bool, now_ms: u64, into: &mut Vec<Heard>) {
+        let age_ms = |at_ms: u64| u32::try_from(now_ms.saturating_sub(at_ms)).unwrap_or(u32::MAX);
+        let reported_ms = Some(self.boot_heard_ms).filter(|at_ms| *at_ms != 0 && (news || heard_ms == Some(*at_ms)));
+        if let Some(heard_ms) = heard_ms.filter(|_| heard_ms != reported_ms) {
+            into.push(Heard { device, age_ms: age_ms(heard_ms), boot: 0, sequence: 0, said: 0 });
+        }
+        if let Some(reported_ms) = reported_ms {
+            let (boot, sequence, said) = (self.order.boot(), self.order.sequence(), self.said.acked);
+            into.push(Heard { device, age_ms: age_ms(reported_ms), boot, sequence, said });
+        }
     }
 }
 
@@ -223,7 +227,7 @@ impl Table {
     ) {
         if let Some(entry) = self.devices.get_mut(&device).filter(|entry| entry.order.is(boot, sequence)) {
             entry.said.acknowledge(said, settled);
-            entry.told_ms = now_ms;
+            entry.news_ms = now_ms;
         }
     }
 
@@ -272,15 +276,20 @@ impl Table {
 
     /// What this replica itself has heard since a moment (inclusive), for the others.
     pub fn since(&self, mark_ms: u64, now_ms: u64, into: &mut Vec<Heard>) {
-        let fresh = self.devices.iter().filter(|(_, entry)| entry.direct_ms != 0 && entry.told_ms >= mark_ms);
-        into.extend(fresh.map(|(device, entry)| entry.tell(*device, entry.direct_ms, now_ms)));
+        for (device, entry) in self.devices.iter().filter(|(_, entry)| entry.direct_ms != 0) {
+            let heard_ms = Some(entry.direct_ms).filter(|heard_ms| *heard_ms >= mark_ms);
+            // Who has heard a later one tells of it.
+            let news = entry.news_ms >= mark_ms && entry.boot_heard_ms <= entry.direct_ms;
+            entry.tell(*device, heard_ms, news, now_ms, into);
+        }
     }
 
     /// Everything that is known, also from others, for a replica that knows nothing yet.
     pub fn whole(&self, now_ms: u64, into: &mut Vec<Heard>) {
         // Devices of which only an order is known were never heard.
-        let known = self.devices.iter().filter(|(_, entry)| entry.heard_ms != 0);
-        into.extend(known.map(|(device, entry)| entry.tell(*device, entry.heard_ms, now_ms)));
+        for (device, entry) in self.devices.iter().filter(|(_, entry)| entry.heard_ms != 0) {
+            entry.tell(*device, Some(entry.heard_ms), true, now_ms, into);
+        }
     }
 
     /// The last sign of life of a device, if there was one.

@@ -99,6 +99,33 @@ fn a_replica_tells_what_it_heard_itself_and_once_everything() {
     assert_eq!(tell(&table, None, 5_000)[0], heard(7, 1_000, "b", 1));
 }
 
+#[test]
+fn a_device_that_asks_after_its_report_was_heard_with_both() {
+    let (boot, mut table) = (fingerprint("a"), Table::default());
+    let told = |table: &Table, mark: Option<u64>| {
+        let mut told = Vec::new();
+        match mark {
+            Some(mark) => table.since(START + mark, START + 5_000, &mut told),
+            None => table.whole(START + 5_000, &mut told),
+        }
+        told
+    };
+    order(&mut table, "a", 3, 1_000);
+    table.heard(7, START + 2_000);
+    let (asked, reported) = (Heard { boot: 0, ..heard(7, 3_000, "", 0) }, heard(7, 4_000, "a", 3));
+    assert_eq!(told(&table, Some(1_000)), [asked, reported]);
+    assert_eq!(told(&table, Some(1_500)), [asked], "the report is no news");
+    assert_eq!(told(&table, None), [asked, reported]);
+    // The acknowledgement comes after the question.
+    table.acknowledged(7, boot, 3, 9, None, START + 4_000);
+    assert_eq!(told(&table, Some(3_000)), [Heard { said: 9, ..reported }]);
+    // Whoever is told has the same footing as who was there.
+    let mut other = Table::default();
+    told(&table, None).iter().for_each(|heard| other.merge(heard, at(5_000, 5_000)));
+    assert_eq!(other.contact(7).unwrap().heard_ms, START + 2_000);
+    assert_eq!(other.order(7, boot, Some(4), 9, None, START + 6_000), (Freshness::New, Footing::Same));
+}
+
 proptest! {
     /// Messages in any order, and any of them again: the same table.
     #[test]
