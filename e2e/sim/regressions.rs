@@ -4,7 +4,7 @@ use super::guards::Guards;
 use super::script::{Mix, Script};
 use super::simulation::run;
 
-const KEPT: [(&str, Mix, u64); 17] = [
+const KEPT: [(&str, Mix, u64); 21] = [
     ("a lost answer, then a report that the cache agrees with: the lost patch was there all the same", Mix::All, 101),
     ("a lost answer, and the patch committed after the next report was acknowledged", Mix::All, 119),
     ("a writer died before its event, and the next transition made the status forget it", Mix::All, 138),
@@ -30,6 +30,10 @@ const KEPT: [(&str, Mix, u64); 17] = [
         1_576,
     ),
     ("the same, by the first report of a boot", Mix::All, 1_986),
+    ("who came back was not told of a report after which the device had asked", Mix::All, 245),
+    ("one that had slept took what it heard before for new", Mix::All, 1_830),
+    ("a cache was believed after a stop had given up what the report before had changed", Mix::Moves, 1),
+    ("the same, by a replica that is always alone", Mix::All, 4_126),
 ];
 
 #[test]

@@ -79,6 +79,12 @@ impl Roll {
         self.shard(device).lock().took(device, fingerprint(boot_id), sequence);
     }
 
+    /// What a device's reports changed here is given up, and nobody knows whether it was written.
+    pub fn lose(&self, device: &str) {
+        let device = device_hash(device);
+        self.shard(device).lock().lose(device);
+    }
+
     /// A report was acknowledged; `settled` is the state of the index in which it left nothing to do.
     pub fn acknowledged(&self, device: &str, boot_id: &str, sequence: u64, said: u64, settled: Option<u64>) {
         let device = device_hash(device);
@@ -134,8 +140,9 @@ impl Roll {
     /// called after that, and for a whole table only when all of it is in. `horizon_ms` is what the sender knew of the
     /// own clock *before* it looked at its table (for a whole table: before the first part).
     pub fn witness(&self, incarnation: u64, horizon_ms: u64) {
+        let boot_ms = clock::since_boot().map(milliseconds);
         let now_ms = self.now_ms();
-        self.observer.write().witness(incarnation, horizon_ms, now_ms);
+        self.observer.write().witness(incarnation, horizon_ms, now_ms, boot_ms);
     }
 
     /// Takes in the own standing and who else is there; to be called each second, before [`Roll::tick`].
@@ -197,8 +204,9 @@ impl Roll {
     /// How well the other replicas are heard.
     #[must_use]
     pub fn hearing(&self) -> Hearing {
+        let boot_ms = clock::since_boot().map(milliseconds);
         let now_ms = self.now_ms();
-        self.observer.read().hearing(now_ms)
+        self.observer.read().hearing(now_ms, boot_ms)
     }
 
     /// The own monotonic clock, milliseconds since some moment before the start. It stands still while the machine

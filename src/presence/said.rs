@@ -8,7 +8,7 @@
 //! - The report before this one was acknowledged, by whichever replica, and said the very same
 //!   ([`Footing::Same`]): the status has said so since, and there is nothing to write whatever the cache's age.
 //! - The report before this one was taken in here ([`Footing::Here`]): what it changed is in the cache, which takes in
-//!   what own writes return, or in the own queue.
+//!   what own writes return, or in the own queue. What leaves the queue unwritten takes this with it ([`Footing::Lost`]).
 //! - Otherwise somebody else took in the one before, or may have ([`Footing::Elsewhere`]): a cache that agrees proves
 //!   nothing. A replica that does not own the device asks the one that does. The owner has taken in every change
 //!   itself, unless somebody could not reach it, so it believes its cache as long as it hears everybody and the words
@@ -43,6 +43,8 @@ pub struct Said {
     here: bool,
     /// State of the index in which it left nothing to do; 0: none.
     settled: u64,
+    /// Whether something that was taken in here was given up.
+    lost: bool,
 }
 
 /// What a report stands on: what is known of the one right before it. See the module.
@@ -54,6 +56,9 @@ pub enum Footing {
     Here,
     /// No report is known, or this one has no order.
     Unknown,
+    /// What it or an earlier one changed here was given up, and nobody knows whether it was written. Only a replica that
+    /// is about to end gives anything up; it has nothing more to say of the device.
+    Lost,
     /// It was taken in by another replica, or may have been.
     Elsewhere {
         /// Whether the newest report that is known, older than the one before, said the same.
@@ -68,13 +73,15 @@ impl Said {
     pub fn judge(&mut self, order: &mut Order, boot: u64, sequence: Option<u64>, said: u64) -> (Freshness, Footing) {
         let Some(number) = sequence.filter(|_| boot != 0) else {
             // It may have changed anything, and nobody can tell when.
-            *self = Self { known: self.known, ..Self::default() };
-            return (order.judge(boot, sequence), Footing::Unknown);
+            *self = Self { known: self.known, lost: self.lost, ..Self::default() };
+            return (order.judge(boot, sequence), if self.lost { Footing::Lost } else { Footing::Unknown });
         };
         let (follows, began) = (order.follows(boot, number), order.boot() != boot && number <= 1);
         let freshness = order.judge(boot, sequence);
         let same = self.acked != 0 && self.acked == said;
-        let footing = if !self.known || began {
+        let footing = if self.lost {
+            Footing::Lost
+        } else if !self.known || began {
             Footing::Unknown
         } else if follows && same {
             Footing::Same
@@ -84,7 +91,7 @@ impl Said {
             Footing::Elsewhere { same_words: same }
         };
         if freshness == Freshness::New && footing != Footing::Same {
-            *self = Self { known: true, ..Self::default() };
+            *self = Self { known: true, lost: self.lost, ..Self::default() };
         }
         (freshness, footing)
     }
@@ -92,6 +99,11 @@ impl Said {
     /// The newest report was compared with the cache here, and what it changes is queued.
     pub fn take(&mut self) {
         (self.known, self.here) = (true, true);
+    }
+
+    /// What was taken in here is given up.
+    pub fn lose(&mut self) {
+        (self.here, self.settled, self.lost) = (false, 0, true);
     }
 
     /// The newest report was acknowledged; `settled` is the state of the index in which it left nothing to do.

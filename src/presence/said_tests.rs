@@ -309,3 +309,20 @@ fn a_report_without_an_order_leaves_nothing_to_believe() {
     assert_eq!(said.judge(&mut order, BOOT, Some(4), 5).1, Footing::Elsewhere { same_words: false });
     assert_eq!(said.judge(&mut order, BOOT + 1, Some(1), 5), (Freshness::New, Footing::Unknown));
 }
+
+#[test]
+fn what_was_given_up_is_not_believed_again() {
+    let (mut said, mut order) = (Said::default(), Order::default());
+    let mut judge = |said: &mut Said, sequence, words| said.judge(&mut order, 5, Some(sequence), words).1;
+    judge(&mut said, 1, 9);
+    said.take();
+    assert_eq!(judge(&mut said, 2, 8), Footing::Here);
+    said.take();
+    said.lose();
+    // Neither the next report, nor one that says the same, nor what another replica knows of it.
+    assert_eq!(judge(&mut said, 3, 8), Footing::Lost);
+    said.acknowledge(8, Some(1));
+    said.merge(true, 8);
+    assert_eq!(judge(&mut said, 4, 8), Footing::Lost);
+    assert_eq!(said.judge(&mut Order::default(), 0, None, 8).1, Footing::Lost);
+}

@@ -100,6 +100,8 @@ pub struct Hearing {
 struct Witness {
     first_ms: u64,
     horizon_ms: u64,
+    /// The same moment on the boot clock.
+    horizon_boot_ms: Option<u64>,
 }
 
 /// The observer's own state.
@@ -273,18 +275,25 @@ impl Observer {
     }
 
     /// A message of another replica was taken in, and with those before it shows everything that it heard up to
-    /// `horizon_ms` of the own clock.
-    pub fn witness(&mut self, incarnation: u64, horizon_ms: u64, now_ms: u64) {
+    /// `horizon_ms` of the own clock. `boot_ms` is now by the boot clock, where there is one.
+    pub fn witness(&mut self, incarnation: u64, horizon_ms: u64, now_ms: u64, boot_ms: Option<u64>) {
         let horizon_ms = horizon_ms.min(now_ms);
-        let witness = self.witnesses.entry(incarnation).or_insert(Witness { first_ms: now_ms, horizon_ms });
+        let horizon_boot_ms = boot_ms.map(|boot_ms| boot_ms.saturating_sub(now_ms - horizon_ms));
+        let new = Witness { first_ms: now_ms, horizon_ms, horizon_boot_ms };
+        let witness = self.witnesses.entry(incarnation).or_insert(new);
         witness.horizon_ms = witness.horizon_ms.max(horizon_ms);
+        witness.horizon_boot_ms = witness.horizon_boot_ms.max(horizon_boot_ms);
     }
 
-    /// How well the others are heard.
+    /// How well the others are heard. The boot clock tells what the monotonic one does not: that it stood still, and
+    /// what was heard just before is old, also when no tick has seen that yet.
     #[must_use]
-    pub fn hearing(&self, now_ms: u64) -> Hearing {
-        let ages =
-            self.peers.keys().filter_map(|peer| Some(now_ms.saturating_sub(self.witnesses.get(peer)?.horizon_ms)));
+    pub fn hearing(&self, now_ms: u64, boot_ms: Option<u64>) -> Hearing {
+        let ages = self.peers.keys().filter_map(|peer| {
+            let witness = self.witnesses.get(peer)?;
+            let on_boot_clock = boot_ms.zip(witness.horizon_boot_ms).map(|(now, horizon)| now.saturating_sub(horizon));
+            Some(now_ms.saturating_sub(witness.horizon_ms).max(on_boot_clock.unwrap_or(0)))
+        });
         let mut hearing = Hearing { peers: self.peers.len(), ..Hearing::default() };
         for age in ages {
             hearing.heard += usize::from(age <= self.fresh_ms());

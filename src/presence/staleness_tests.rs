@@ -23,7 +23,7 @@ fn ticking(peers: &[u64], until_ms: u64) -> Observer {
 fn go_on(observer: &mut Observer, peers: &[u64], from_ms: u64, until_ms: u64) {
     for now in (START + from_ms..=START + until_ms).step_by(1_000) {
         for peer in peers {
-            observer.witness(*peer, now - 1_000, now);
+            observer.witness(*peer, now - 1_000, now, None);
         }
         observer.observe(&with(peers), now);
         assert_eq!(observer.tick(now, Some(now + 5), 1_000), None);
@@ -58,7 +58,7 @@ fn with_others_silence_is_measured_to_the_oldest_horizon() {
     assert_eq!(judge(&observer, direct(54_000), 100_000), Ok(AgentState::Stale));
     // Only one of them goes on.
     for second in 101..=104 {
-        observer.witness(A, START + second * 1_000, START + second * 1_000);
+        observer.witness(A, START + second * 1_000, START + second * 1_000, None);
         observer.observe(&with(&[A, B]), START + second * 1_000);
         observer.tick(START + second * 1_000, None, 1_000);
     }
@@ -66,12 +66,12 @@ fn with_others_silence_is_measured_to_the_oldest_horizon() {
     assert_eq!(judge(&observer, direct(54_000), 104_000), Ok(AgentState::Stale));
     assert_eq!(judge(&observer, direct(54_000), 104_001), Err(Held::Peers), "older than 5 s");
     assert_eq!(judge(&observer, direct(59_001), 104_000), Ok(AgentState::Alive));
-    assert_eq!(observer.hearing(START + 104_001), Hearing { peers: 2, heard: 1, oldest_ms: 5_001 });
+    assert_eq!(observer.hearing(START + 104_001, None), Hearing { peers: 2, heard: 1, oldest_ms: 5_001 });
     // It is heard again.
-    observer.witness(B, START + 104_000, START + 104_500);
+    observer.witness(B, START + 104_000, START + 104_500, None);
     assert_eq!(judge(&observer, direct(58_000), 104_500), Ok(AgentState::Stale));
     // What comes late or twice moves nothing back.
-    observer.witness(B, START + 90_000, START + 104_500);
+    observer.witness(B, START + 90_000, START + 104_500, None);
     assert_eq!(judge(&observer, direct(58_000), 104_500), Ok(AgentState::Stale));
 }
 
@@ -82,6 +82,23 @@ fn whoever_heard_all_others_within_three_seconds_is_in_touch() {
     assert!(!hearing.is_in_touch(3), "one that the view has and the observer does not know yet");
     assert!(!Hearing { heard: 1, ..hearing }.is_in_touch(1));
     assert!(!Hearing { oldest_ms: 3_001, ..hearing }.is_in_touch(2));
+}
+
+/// The monotonic clock stands still meanwhile, so what was heard right before seems to be new.
+#[test]
+fn whoever_has_slept_is_in_touch_with_nobody() {
+    let (now, boot) = (START + 100_000, 7_000_000);
+    let mut observer = ticking(&[A], 100_000);
+    observer.witness(A, now - 500, now, Some(boot));
+    let touch = |observer: &Observer, later: u64, slept: u64| {
+        observer.hearing(now + later, Some(boot + later + slept)).is_in_touch(1)
+    };
+    assert!(touch(&observer, 100, 0) && !touch(&observer, 100, 17_000) && !touch(&observer, 3_000, 0));
+    // Not even a doze for which nobody is held back, and no longer than until it is heard again.
+    assert!(touch(&observer, 100, 2_400) && !touch(&observer, 100, 2_401));
+    observer.witness(A, now + 200, now + 300, Some(boot + 300 + 17_000));
+    assert!(touch(&observer, 400, 17_000));
+    assert!(observer.hearing(now + 400, None).is_in_touch(1), "where there is no such clock");
 }
 
 #[test]
@@ -130,7 +147,7 @@ fn doubts_about_the_own_standing_hold_every_verdict_and_end_with_it() {
         assert_eq!(judge(&observer, direct(10_000), 100_000), Err(held));
         assert_eq!(judge(&observer, direct(60_000), 100_000), Ok(AgentState::Alive));
     }
-    observer.witness(A, now, now);
+    observer.witness(A, now, now, None);
     assert_eq!(judge(&observer, direct(10_000), 100_000), Ok(AgentState::Stale));
 }
 
@@ -151,9 +168,9 @@ fn after_a_pause_others_who_listened_make_ages_right_again() {
     let mut observer = ticking(&[A], 100_000);
     assert!(observer.tick(START + 160_000, Some(START + 160_005), 1_000).is_some());
     // What came before the pause, and was only taken in after it, is no news.
-    observer.witness(A, START + 101_000, START + 160_000);
+    observer.witness(A, START + 101_000, START + 160_000, None);
     assert_eq!(judge(&observer, told(50_000, 51_000), 160_500), Err(Held::Pause));
-    observer.witness(A, START + 160_400, START + 160_600);
+    observer.witness(A, START + 160_400, START + 160_600, None);
     assert_eq!(judge(&observer, told(50_000, 51_000), 160_600), Ok(AgentState::Stale));
     assert_eq!(judge(&observer, told(118_000, 119_000), 160_600), Ok(AgentState::Alive));
     // A device that is used to talk to this replica could not.
@@ -171,7 +188,7 @@ fn after_a_pause_others_who_listened_make_ages_right_again() {
 fn a_replica_that_is_killed_takes_its_knowledge_with_it() {
     let mut observer = ticking(&[A, B], 100_000);
     for now in (START + 101_000..=START + 116_000).step_by(1_000) {
-        observer.witness(B, now, now);
+        observer.witness(B, now, now, None);
         observer.observe(&with(&[A, B]), now);
         observer.tick(now, None, 1_000);
     }
@@ -201,7 +218,7 @@ fn isolated_is_who_reaches_nobody() {
     observer.told(START + 120_000);
     assert!(!observer.is_isolated(START + 121_000));
     assert!(observer.is_isolated(START + 126_000));
-    observer.witness(A, START + 126_000, START + 126_500);
+    observer.witness(A, START + 126_000, START + 126_500, None);
     assert!(observer.is_isolated(START + 126_500), "to hear A is no use to the devices");
     observer.observe(&with(&[A]), START + 140_000);
     assert!(!observer.is_isolated(START + 140_000), "cut from its peers only");
@@ -215,7 +232,7 @@ fn a_replica_that_tells_all_before_it_goes_delays_nothing() {
     go_on(&mut observer, &[], 101_000, 101_000);
     assert_eq!(judge(&observer, direct(50_000), 101_000), Err(Held::Peers));
     // Its last message shows what it heard until it was missed.
-    observer.witness(A, START + 101_000, START + 102_000);
+    observer.witness(A, START + 101_000, START + 102_000, None);
     assert_eq!(judge(&observer, direct(50_000), 102_000), Ok(AgentState::Stale));
     go_on(&mut observer, &[], 102_000, 103_000);
     assert_eq!(judge(&observer, direct(50_000), 103_000), Ok(AgentState::Stale));
@@ -272,7 +289,7 @@ fn short_windows_stay_possible() {
         // The usual lag: horizons are up to 2 s old, and ticks a little late.
         let mut late = 0;
         for now in (START..START + 60_000).step_by(1_300) {
-            observer.witness(A, (now - 2_000).max(START), now);
+            observer.witness(A, (now - 2_000).max(START), now, None);
             observer.observe(&with(&[A]), now);
             assert_eq!(observer.tick(now, None, 1_000), None);
             if observer.outlook(now).judge(direct(20_000)) == Ok(AgentState::Stale) {
@@ -283,7 +300,7 @@ fn short_windows_stay_possible() {
         assert!((1..4_000).contains(&late), "{window}: {late}");
         // And no verdict is about what was longer ago than a window.
         let now = START + 60_000;
-        observer.witness(A, now, now);
+        observer.witness(A, now, now, None);
         observer.tick(now, None, 1_000);
         observer.tick(now + 1_200, None, 1_000);
         observer.tick(now + 2_400, None, 1_000);
@@ -428,7 +445,7 @@ proptest! {
                 if let Some(heard) = &message.heard {
                     table.merge(heard, Taken { from_ms: message.horizon_ms, until_ms: now });
                 }
-                observer.witness(message.incarnation, message.horizon_ms, now);
+                observer.witness(message.incarnation, message.horizon_ms, now, None);
                 let other = &mut others[message.by - 1];
                 if other.incarnation == message.incarnation {
                     other.ever_arrived = true;
@@ -487,7 +504,7 @@ proptest! {
         let there: Vec<u64> = (0..peers).collect();
         let before: Vec<u64> = (0..peers + left).collect();
         observer.observe(&with(&before), now);
-        for peer in before { observer.witness(peer, now, now); }
+        for peer in before { observer.witness(peer, now, now, None); }
         let contact = known.then_some(Contact { heard_ms: now, sure_ms: now, direct: true });
         now += pause;
         observer.observe(&Doubt { lease: true, apiserver: true, peers: there.clone() }, now);
@@ -495,7 +512,7 @@ proptest! {
         let until = now + window + 4_000;
         while now < until {
             now += 1_000;
-            for peer in &there { observer.witness(*peer, now - 1_500, now); }
+            for peer in &there { observer.witness(*peer, now - 1_500, now, None); }
             observer.observe(&with(&there), now);
             observer.tick(now, None, 1_000);
         }

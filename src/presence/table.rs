@@ -214,6 +214,13 @@ impl Table {
         }
     }
 
+    /// What a device's reports changed here is given up, and nobody knows whether it was written.
+    pub fn lose(&mut self, device: u64) {
+        if let Some(entry) = self.devices.get_mut(&device) {
+            entry.said.lose();
+        }
+    }
+
     /// A report was acknowledged; `settled` is the state of the index in which it left nothing to do. Nothing, if a
     /// newer one is known.
     pub fn acknowledged(

@@ -263,11 +263,14 @@ impl Intake {
         let (boot_id, sequence) = (incoming.boot_id.as_deref(), incoming.sequence);
         let seed = || self.directory.read(|index| remembered(index, device));
         let (freshness, footing) = self.roll.order(device, boot_id, sequence, said, seed);
-        let footing = if freshness == Freshness::Old {
-            incoming.outdate();
-            Footing::Unknown
-        } else {
-            footing
+        let footing = match (freshness, footing) {
+            (Freshness::Old, _) => {
+                incoming.outdate();
+                Footing::Unknown
+            }
+            // Another replica, or the next process, can read what became of it.
+            (_, Footing::Lost) => return self.later(),
+            (_, footing) => footing,
         };
         let apiserver = || self.ownership.standing().apiserver;
         place = place.in_touch(footing, view.peers().count(), || self.roll.hearing(), apiserver);

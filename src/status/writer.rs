@@ -207,13 +207,24 @@ impl Writer {
             self.events.emit(process, record).await;
         }
         let now = self.now_ms();
-        let mut queue = self.queue.lock();
         match next {
-            Next::Later(job, at) if !self.closing.load(Ordering::Relaxed) => queue.retry(&(kind, key), job, now, at),
-            // While closing there is no later. Whoever waits for what came meanwhile gets no acknowledgement.
-            Next::Later(..) => drop(queue.give_up(&(kind, key))),
-            _ => queue.done(&(kind, key), now),
+            Next::Later(job, at) if !self.closing.load(Ordering::Relaxed) => {
+                self.queue.lock().retry(&(kind, key), job, now, at);
+            }
+            Next::Later(..) => self.give_up(kind, key),
+            _ => self.queue.lock().done(&(kind, key), now),
         }
+    }
+
+    /// While closing there is no later. Whoever waits for it, or for what came meanwhile, gets no acknowledgement.
+    fn give_up(&self, kind: Kind, key: Key) {
+        // First, so that nobody who finds the queue empty believes the cache.
+        if kind == Kind::Process
+            && let Some(process) = self.directory.read(|index| index.process(&key.namespace, &key.name).cloned())
+        {
+            self.roll.lose(&process.device);
+        }
+        self.queue.lock().give_up(&(kind, key));
     }
 
     async fn write_process(self: &Arc<Self>, key: &Key, mut job: Job) -> Next {

@@ -163,14 +163,19 @@ impl Process {
             (0, None)
         };
         let (freshness, footing) = self.presence.table.order(hash, boot, sequence, said, seed, now);
-        let footing = if freshness == Freshness::Old {
-            incoming.outdate();
-            Footing::Unknown
-        } else {
-            footing
+        let footing = match (freshness, footing) {
+            (Freshness::Old, _) => {
+                incoming.outdate();
+                Footing::Unknown
+            }
+            (_, Footing::Lost) => {
+                return self.tell(world, body, from, Outcome::Later { retry_after_seconds: 2 });
+            }
+            (_, footing) => footing,
         };
-        let apiserver = || !self.doubt(self.boot_ms(world)).apiserver;
-        place = place.in_touch(footing, view.peers().count(), || self.presence.hearing(now), apiserver);
+        let boot = self.boot_ms(world);
+        let apiserver = || !self.doubt(boot).apiserver;
+        place = place.in_touch(footing, view.peers().count(), || self.presence.hearing(now, boot), apiserver);
         let mut case = Case {
             version: self.index.device(&device).map(|device| device.version),
             device,

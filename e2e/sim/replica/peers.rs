@@ -169,7 +169,8 @@ impl Process {
                     self.presence.merge(&batch.heard, batch.horizon_ms, now);
                     world.checker.told(from, self.at, made);
                     if let Some(horizon) = horizon {
-                        self.presence.witness(claims.incarnation, horizon, now);
+                        let boot = self.boot_ms(world);
+                        self.presence.witness(claims.incarnation, horizon, now, boot);
                     }
                 }
                 self.reply(world, from, call, taken.map(|_| None));

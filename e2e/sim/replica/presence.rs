@@ -47,7 +47,7 @@ impl Presence {
     pub fn tick(&mut self, doubt: &Doubt, now_ms: u64, boot_ms: u64) {
         if !self.guards.on(Guard::FreshPresence) {
             for peer in &doubt.peers {
-                self.observer.witness(*peer, now_ms, now_ms);
+                self.observer.witness(*peer, now_ms, now_ms, None);
             }
         }
         self.observer.observe(doubt, now_ms);
@@ -91,19 +91,23 @@ impl Presence {
         }
     }
 
-    pub fn witness(&mut self, incarnation: u64, horizon_ms: u64, now_ms: u64) {
-        self.observer.witness(incarnation, horizon_ms, now_ms);
+    pub fn witness(&mut self, incarnation: u64, horizon_ms: u64, now_ms: u64, boot_ms: u64) {
+        self.observer.witness(incarnation, horizon_ms, now_ms, Some(boot_ms));
     }
 
     pub fn told(&mut self, now_ms: u64) {
         self.observer.told(now_ms);
     }
 
-    pub fn hearing(&self, now_ms: u64) -> Hearing {
-        self.observer.hearing(now_ms)
+    pub fn hearing(&self, now_ms: u64, boot_ms: u64) -> Hearing {
+        self.observer.hearing(now_ms, Some(boot_ms))
     }
 
     pub fn took(&mut self, device: &str, boot: &str, sequence: u64) {
         self.table.took(device_hash(device), fingerprint(boot), sequence);
+    }
+
+    pub fn lose(&mut self, device: &str) {
+        self.table.lose(device_hash(device));
     }
 }

@@ -359,6 +359,9 @@ impl Process {
         match next {
             Next::Later(at) if !self.writer.hurried => self.writer.queue.retry(&slot, flight.job, now, at),
             Next::Later(_) => {
+                if let Some(process) = self.index.process(&flight.key.namespace, &flight.key.name) {
+                    self.presence.lose(&process.device);
+                }
                 let newer = self.writer.queue.give_up(&slot).unwrap_or_default();
                 let waiting = [flight.job, newer].into_iter().flat_map(|job| job.waiting);
                 waiting.for_each(|case| self.unwritten(world, case));
