@@ -60,7 +60,7 @@ use serde::{Deserialize, Serialize};
         name = "Restarts",
         type_ = "integer",
         json_path = ".status.restartCount",
-        description = "How often the agent restarted the process"
+        description = "How often the process was restarted"
     ),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     printcolumn(
@@ -101,7 +101,8 @@ pub struct ProcessSpec {
     /// Never not at all.
     #[serde(default)]
     pub restart_policy: RestartPolicy,
-    /// How the agent finds out whether the process is healthy. Without it a started process counts as healthy.
+    /// How the agent finds out whether the process is healthy. Without it a process counts as healthy once it has run for
+    /// 5 s.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health_check: Option<HealthCheck>,
 }
@@ -224,7 +225,7 @@ pub struct Execution {
 pub enum Backend {
     /// A systemd unit.
     Systemd,
-    /// A child of the agent's own supervisor, for devices without systemd.
+    /// An init script, for devices without systemd.
     Initd,
     /// A container.
     Container,
@@ -373,7 +374,7 @@ pub struct DeviceProcessStatus {
     /// When the phase last changed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_transition_time: Option<Time>,
-    /// How often the agent has restarted the process.
+    /// How often the process was restarted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restart_count: Option<i64>,
     /// Why the last run ended.
