@@ -1,16 +1,17 @@
 # shellcheck shell=bash
-# Sourced: programs of a Debian package, unpacked into the cache where nobody has installed them. Nothing is installed and
+# Sourced: files of a Debian package, unpacked into the cache where nobody has installed them. Nothing is installed and
 # no service starts. The caller has `note MESSAGE`, which says how it goes, `give_up MESSAGE`, which ends it, `usable
-# FOLDER`, whether the programs in a folder run on this machine, and in $wanted what to do where they cannot be had.
+# FOLDER`, whether what is in a folder works on this machine, and in $wanted what to do where they cannot be had.
 
 # The folder of the cache for big things that were built or fetched.
 cache_folder() {
   printf '%s/praetor\n' "${XDG_CACHE_HOME:-${HOME:?is needed to find the cache (or set XDG_CACHE_HOME)}/.cache}"
 }
 
-# unpack_package PACKAGE PROGRAMS TARGET: /usr/bin of the package becomes TARGET. PROGRAMS: what is missing, in words.
+# unpack_package PACKAGE PROGRAMS TARGET [FOLDER]: a folder of the package, usr/bin, becomes TARGET. PROGRAMS: what is
+# missing, in words.
 unpack_package() {
-  local package="$1" programs="$2" target="$3"
+  local package="$1" programs="$2" target="$3" folder="${4:-usr/bin}"
   if ! command -v apt-get >/dev/null || ! command -v dpkg-deb >/dev/null; then
     give_up "$programs missing: $wanted"
   fi
@@ -33,11 +34,11 @@ unpack_package() {
     fi
   fi
   dpkg-deb --extract "$work/$package"_*.deb "$work/unpacked"
-  usable "$work/unpacked/usr/bin" || give_up "Debian's $package does not run on this machine: $wanted"
+  usable "$work/unpacked/$folder" || give_up "Debian's $package does not run on this machine: $wanted"
 
   # A rename, so that no one ever sees half of it; another run may have been faster.
   if ! usable "$target"; then
     rm -rf "$target"
-    mv -T "$work/unpacked/usr/bin" "$target"
+    mv -T "$work/unpacked/$folder" "$target"
   fi
 }

@@ -14,7 +14,7 @@ use praetor::wire::canonical::SpecHash;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn storms_and_lost_answers() {
-    let mut world = World::open("storms", 3).await;
+    let mut world = World::open_on_time("storms", 3).await;
     late_and_double(&mut world).await;
     a_lost_answer(&mut world).await;
     killed_between_status_and_event(&mut world).await;

@@ -27,6 +27,8 @@ pub fn seconds(short: u64, true_ones: u64) -> Duration {
     Duration::from_secs(if full() { true_ones } else { short })
 }
 
+/// By how many seconds the wall clocks of replicas are off: little but what people read may depend on them.
+const CLOCKS: [i64; 3] = [0, 3_600, -3_600];
 /// How late a verdict may come when a replica has died, too: until all others have noticed.
 pub const TAKE_OVER: Duration = Duration::from_secs(30);
 /// How late a verdict may come when all is well but the device.
@@ -113,8 +115,17 @@ impl Drop for Load {
 }
 
 impl World {
-    /// A world in which everybody is connected and everything is written.
+    /// A world in which everybody is connected and everything is written. Of the wall clocks one is right.
     pub async fn open(name: &str, replicas: usize) -> Self {
+        Self::open_with_clocks(name, replicas, &CLOCKS).await
+    }
+
+    /// As [`World::open`], with clocks that are all right: events whose writer died are looked for by wall clocks.
+    pub async fn open_on_time(name: &str, replicas: usize) -> Self {
+        Self::open_with_clocks(name, replicas, &[0]).await
+    }
+
+    async fn open_with_clocks(name: &str, replicas: usize, clocks: &'static [i64]) -> Self {
         let plane: &'static ControlPlane = Box::leak(Box::new(ControlPlane::start().await));
         plane.install_crds().await;
         let scale = Scale::get();
@@ -127,7 +138,8 @@ impl World {
             format!("--mass-disconnects-per-second={}", trickle()),
             format!("--drain-seconds={}", seconds(3, 5).as_secs()),
         ];
-        let replicas = Replicas::start(plane, replicas, &flags.each_ref().map(String::as_str)).await;
+        let flags = flags.each_ref().map(String::as_str);
+        let replicas = Replicas::start_with_clocks(plane, replicas, &flags, clocks).await;
         let names = fleet(&unique("tor"), scale.devices);
         let mut manifest = deployment(&namespace, "agent", &[("role", "tor")], process_spec("1"));
         manifest["spec"]["updateStrategy"] = json!({ "rollingUpdate": { "maxUnavailable": "25%" } });

@@ -7,6 +7,7 @@
 #![allow(dead_code, unused_imports, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 pub mod audit;
+pub mod clock;
 pub mod cluster;
 pub mod controlplane;
 pub mod crowd;

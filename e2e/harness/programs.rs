@@ -212,6 +212,14 @@ impl Manager {
         ([127, 0, 0, 1], self.builder.ports.0).into()
     }
 
+    /// By how many seconds its wall clock is off, by what it logged first; as much as that is ago less.
+    pub fn wall_clock_off(&self) -> i64 {
+        let log = self.log();
+        let first = log.split_whitespace().next().unwrap_or_default();
+        let first: jiff::Timestamp = first.parse().unwrap_or_else(|e| panic!("{first:?} in the log: {e}"));
+        first.as_second() - jiff::Timestamp::now().as_second()
+    }
+
     /// The admin port.
     pub fn admin_address(&self) -> SocketAddr {
         ([127, 0, 0, 1], self.builder.ports.1).into()

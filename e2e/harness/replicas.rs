@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use praetor::ownership::rendezvous::{device_hash, member_hash, weight};
 
+use super::clock;
 use super::cluster::{Cluster, Kind};
 use super::controlplane::{ControlPlane, MANAGER_NAMESPACE};
 use super::process::{Exit, free_port, unique};
@@ -68,6 +69,8 @@ pub struct Replicas {
     plane: &'static ControlPlane,
     cluster: Cluster,
     flags: Vec<String>,
+    /// By how many seconds the wall clock of each is off, in turn.
+    clocks: &'static [i64],
     prefix: String,
     all: Vec<Replica>,
     gates: Gates,
@@ -76,9 +79,21 @@ pub struct Replicas {
 impl Replicas {
     /// Starts so many with these flags, and returns when they agree on who is there.
     pub async fn start(plane: &'static ControlPlane, count: usize, flags: &[&str]) -> Self {
+        Self::start_with_clocks(plane, count, flags, &[0]).await
+    }
+
+    /// As [`Replicas::start`], with wall clocks that are off by so many seconds: the first one's by the first number, and
+    /// so on in turn.
+    pub async fn start_with_clocks(
+        plane: &'static ControlPlane,
+        count: usize,
+        flags: &[&str],
+        clocks: &'static [i64],
+    ) -> Self {
         let flags = flags.iter().map(ToString::to_string).collect();
         let (cluster, prefix) = (plane.cluster().await, unique("replica"));
-        let mut replicas = Self { plane, cluster, flags, prefix, all: Vec::new(), gates: Gates::default() };
+        let (all, gates) = (Vec::new(), Gates::default());
+        let mut replicas = Self { plane, cluster, flags, clocks, prefix, all, gates };
         plane.service_account_kubeconfig().await;
         plane.forget_managers().await;
         replicas.grow(count).await;
@@ -109,9 +124,13 @@ impl Replicas {
             let port = free_port();
             let peers = Proxy::telling_apart(([127, 0, 0, 1], port).into(), PEER_HEADER).await;
             let account = self.plane.service_account_kubeconfig().await;
-            let manager = Manager::builder(self.plane)
-                .await
-                .identity(&format!("{}-{}", self.prefix, self.all.len() + fresh.len()))
+            let number = self.all.len() + fresh.len();
+            let clock = clock::off_by(self.clocks[number % self.clocks.len()]);
+            let builder = Manager::builder(self.plane).await;
+            let manager = clock
+                .iter()
+                .fold(builder, |builder, (key, value)| builder.env(key, value))
+                .identity(&format!("{}-{number}", self.prefix))
                 .kubeconfig(self.plane.kubeconfig_via(account, apiserver.port()))
                 .peers(port, peers.address())
                 .args(&flags)
@@ -120,6 +139,9 @@ impl Replicas {
         }
         for mut replica in fresh {
             replica.manager.wait_ready().await;
+            let wanted = if clock::can_be_wrong() { self.clocks[self.all.len() % self.clocks.len()] } else { 0 };
+            let off = replica.manager.wall_clock_off();
+            assert!((off - wanted).abs() < 600, "a clock is off by {off} s instead of {wanted} s");
             self.gates.open(replica.name(), replica.manager.address());
             self.all.push(replica);
         }
