@@ -29,7 +29,7 @@ pub const LAST_BATCH_TIME: Duration = Duration::from_secs(1);
 /// Forwarded reports that are under way to one peer at a time.
 const FORWARDS: usize = 32;
 /// Longest time of it that one waits for its turn; the rest is what the peer takes at most to answer.
-const TURN_TIME: Duration = Duration::from_secs(4);
+const TURN_TIME: Duration = Duration::from_millis(3_500);
 /// How often a batch is made anew before the next second, after the peer said what was wrong with it.
 const TRIES: usize = 3;
 

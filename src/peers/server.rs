@@ -203,8 +203,8 @@ impl Server {
                     Declined::NotOwner => Refusal::NotOwner,
                     Declined::Bad => Refusal::Malformed,
                 })?;
-                // Who is cut from the apiserver stays in the view of the others for a while. For the sender it is as if
-                // the answer had been lost: it looks at what is written by then, and writes the rest itself.
+                // Who is cut from the apiserver stays in the view of the others for a while: the sender looks at what is
+                // written by then, and writes the rest itself.
                 if matches!(outcome, Outcome::Later { .. }) && !peers.ownership.standing().apiserver {
                     return Err(Refusal::NotOwner);
                 }

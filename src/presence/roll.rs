@@ -85,6 +85,13 @@ impl Roll {
         self.shard(device).lock().lose(device);
     }
 
+    /// Whether [`Roll::lose`] was called for a device.
+    #[must_use]
+    pub fn is_lost(&self, device: &str) -> bool {
+        let device = device_hash(device);
+        self.shard(device).lock().is_lost(device)
+    }
+
     /// A report was acknowledged; `settled` is the state of the index in which it left nothing to do.
     pub fn acknowledged(&self, device: &str, boot_id: &str, sequence: u64, said: u64, settled: Option<u64>) {
         let device = device_hash(device);
@@ -176,8 +183,9 @@ impl Roll {
     /// What can be said of devices now, by their [`Roll::contact`] that is looked up afterwards.
     #[must_use]
     pub fn outlook(&self) -> Outlook {
+        let boot_ms = clock::since_boot().map(milliseconds);
         let now_ms = self.now_ms();
-        self.observer.read().outlook(now_ms)
+        self.observer.read().outlook(now_ms, boot_ms)
     }
 
     /// Whether the device's agent lives.

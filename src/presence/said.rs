@@ -116,7 +116,7 @@ impl Said {
     /// nothing to do while the index stood as it does.
     #[must_use]
     pub fn is_settled(&self, said: u64, version: u64) -> bool {
-        self.acked == said && self.settled == version && self.settled != 0
+        self.acked == said && self.settled == version && self.settled != 0 && !self.lost
     }
 
     /// A peer knows a newer report, or more about the same one.
@@ -131,6 +131,12 @@ impl Said {
             // One report says one thing; whatever two replicas were told, all agree on which they believe.
             (self.acked, self.settled) = (acked, 0);
         }
+    }
+
+    /// Whether something that was taken in here was given up.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        self.lost
     }
 
     /// Whether the newest report was taken in here.

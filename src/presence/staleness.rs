@@ -218,10 +218,7 @@ impl Observer {
     pub fn tick(&mut self, now_ms: u64, boot_ms: Option<u64>, every_ms: u64) -> Option<u64> {
         let passed = now_ms.saturating_sub(self.last_tick_ms);
         let late = passed.saturating_sub(every_ms);
-        let suspended = match (boot_ms, self.last_boot_ms) {
-            (Some(boot), Some(last)) => boot.saturating_sub(last).saturating_sub(passed),
-            _ => 0,
-        };
+        let suspended = self.suspended_ms(now_ms, boot_ms);
         let began_ms = std::mem::replace(&mut self.last_tick_ms, now_ms);
         self.last_boot_ms = boot_ms;
         self.every_ms = every_ms;
@@ -291,8 +288,12 @@ impl Observer {
     pub fn hearing(&self, now_ms: u64, boot_ms: Option<u64>) -> Hearing {
         let ages = self.peers.keys().filter_map(|peer| {
             let witness = self.witnesses.get(peer)?;
-            let on_boot_clock = boot_ms.zip(witness.horizon_boot_ms).map(|(now, horizon)| now.saturating_sub(horizon));
-            Some(now_ms.saturating_sub(witness.horizon_ms).max(on_boot_clock.unwrap_or(0)))
+            let on_boot_clock = match (boot_ms, witness.horizon_boot_ms) {
+                (Some(now), Some(horizon)) => now.saturating_sub(horizon),
+                (None, Some(_)) => return None,
+                (_, None) => 0,
+            };
+            Some(now_ms.saturating_sub(witness.horizon_ms).max(on_boot_clock))
         });
         let mut hearing = Hearing { peers: self.peers.len(), ..Hearing::default() };
         for age in ages {
@@ -316,9 +317,9 @@ impl Observer {
         self.lease && self.blind_since_ms.is_some() && !self.peers.is_empty() && untold
     }
 
-    /// What can be said now.
+    /// What can be said now. `boot_ms` is now by the boot clock, where there is one.
     #[must_use]
-    pub fn outlook(&self, now_ms: u64) -> Outlook {
+    pub fn outlook(&self, now_ms: u64, boot_ms: Option<u64>) -> Outlook {
         let (mut horizon_ms, mut unheard, mut listened) = (now_ms, false, false);
         for peer in self.peers.keys() {
             match self.witnesses.get(peer) {
@@ -340,7 +341,8 @@ impl Observer {
             now_ms,
             window_ms: self.window_ms,
             // An own gap that no tick has seen yet: whoever asks first must not believe the clock.
-            away: now_ms.saturating_sub(self.last_tick_ms) > self.every_ms + self.pause_ms(),
+            away: now_ms.saturating_sub(self.last_tick_ms) > self.every_ms + self.pause_ms()
+                || self.suspended_ms(now_ms, boot_ms) > self.pause_ms(),
             since_ms: self.since_ms,
             held: self.held,
             // What others told of the time before the start is true; a pause needs somebody else who listened.
@@ -356,6 +358,12 @@ impl Observer {
         let died_ms = left_ms.saturating_sub(DEAD_BEFORE_MS.min(self.window_ms / 5));
         let told_ms = self.witnesses.get(&peer).map_or(0, |witness| witness.horizon_ms);
         if told_ms < died_ms { died_ms } else { left_ms }
+    }
+
+    /// For how long the monotonic clock has stood still since the last tick.
+    fn suspended_ms(&self, now_ms: u64, boot_ms: Option<u64>) -> u64 {
+        let passed = now_ms.saturating_sub(self.last_tick_ms);
+        boot_ms.zip(self.last_boot_ms).map_or(0, |(boot, last)| boot.saturating_sub(last).saturating_sub(passed))
     }
 
     fn pause_ms(&self) -> u64 {

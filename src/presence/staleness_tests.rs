@@ -31,7 +31,7 @@ fn go_on(observer: &mut Observer, peers: &[u64], from_ms: u64, until_ms: u64) {
 }
 
 fn judge(observer: &Observer, contact: Option<Contact>, now_ms: u64) -> Result<AgentState, Held> {
-    observer.outlook(START + now_ms).judge(contact)
+    observer.outlook(START + now_ms, None).judge(contact)
 }
 
 fn direct(at_ms: u64) -> Option<Contact> {
@@ -98,7 +98,19 @@ fn whoever_has_slept_is_in_touch_with_nobody() {
     assert!(touch(&observer, 100, 2_400) && !touch(&observer, 100, 2_401));
     observer.witness(A, now + 200, now + 300, Some(boot + 300 + 17_000));
     assert!(touch(&observer, 400, 17_000));
-    assert!(observer.hearing(now + 400, None).is_in_touch(1), "where there is no such clock");
+    assert!(!observer.hearing(now + 400, None).is_in_touch(1), "the clock cannot be read for once");
+}
+
+/// Jobs that were judged before a sleep are judged again right after it, perhaps before the next tick.
+#[test]
+fn whoever_wakes_up_judges_nobody_before_the_tick_that_sees_it() {
+    let (now, boot) = (START + 100_000, 7_000_000);
+    let mut observer = ticking(&[], 100_000);
+    let judge =
+        |observer: &Observer, slept: u64| observer.outlook(now + 500, Some(boot + 500 + slept)).judge(direct(40_000));
+    observer.tick(now, Some(boot), 1_000);
+    assert_eq!(judge(&observer, 0), Ok(AgentState::Stale));
+    assert_eq!(judge(&observer, 3_600_000), Err(Held::Pause));
 }
 
 #[test]
@@ -112,7 +124,7 @@ fn life_is_judged_by_the_earliest_moment_and_death_by_the_latest() {
 #[test]
 fn who_is_back_is_certain() {
     let observer = ticking(&[], 100_000);
-    let is_back = |sure_ms, heard_ms| observer.outlook(START + 100_000).is_back(told(sure_ms, heard_ms).unwrap());
+    let is_back = |sure_ms, heard_ms| observer.outlook(START + 100_000, None).is_back(told(sure_ms, heard_ms).unwrap());
     assert!(is_back(99_000, 99_900) && is_back(78_000, 80_000));
     assert!(!is_back(99_001, 99_900), "its report is at work");
     assert!(!is_back(77_000, 99_900) && !is_back(56_000, 60_000));
@@ -292,7 +304,7 @@ fn short_windows_stay_possible() {
             observer.witness(A, (now - 2_000).max(START), now, None);
             observer.observe(&with(&[A]), now);
             assert_eq!(observer.tick(now, None, 1_000), None);
-            if observer.outlook(now).judge(direct(20_000)) == Ok(AgentState::Stale) {
+            if observer.outlook(now, None).judge(direct(20_000)) == Ok(AgentState::Stale) {
                 assert!(now >= START + 20_000 + window);
                 late = late.max(if late == 0 { now - START - 20_000 - window } else { 0 });
             }
@@ -304,11 +316,11 @@ fn short_windows_stay_possible() {
         observer.tick(now, None, 1_000);
         observer.tick(now + 1_200, None, 1_000);
         observer.tick(now + 2_400, None, 1_000);
-        assert_eq!(observer.outlook(now + 2_400).judge(direct(20_000)), Ok(AgentState::Stale));
+        assert_eq!(observer.outlook(now + 2_400, None).judge(direct(20_000)), Ok(AgentState::Stale));
         for step in 3..=5 {
             observer.tick(now + step * 1_200, None, 1_000);
         }
-        assert_eq!(observer.outlook(now + 5_001).judge(direct(20_000)), Err(Held::Peers));
+        assert_eq!(observer.outlook(now + 5_001, None).judge(direct(20_000)), Err(Held::Peers));
     }
 }
 
@@ -460,7 +472,7 @@ proptest! {
                 peers: others.iter().filter(|other| other.in_view && !outage).map(|other| other.incarnation).collect(),
             }, now);
             observer.tick(now, Some(now), step_ms);
-            let outlook = observer.outlook(now);
+            let outlook = observer.outlook(now, None);
             if outlook.judge(table.contact(7)) == Ok(AgentState::Stale) {
                 prop_assert!(outlook.horizon_ms + FRESH_MS >= now);
                 let horizon = outlook.horizon_ms;
@@ -516,6 +528,6 @@ proptest! {
             observer.observe(&with(&there), now);
             observer.tick(now, None, 1_000);
         }
-        prop_assert_eq!(observer.outlook(now).judge(contact), Ok(AgentState::Stale));
+        prop_assert_eq!(observer.outlook(now, None).judge(contact), Ok(AgentState::Stale));
     }
 }

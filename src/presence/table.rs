@@ -121,7 +121,11 @@ impl Entry {
             match heard.sequence.cmp(&self.order.sequence()) {
                 Ordering::Less => {}
                 Ordering::Equal => self.said.merge(false, heard.said),
-                Ordering::Greater => self.said.merge(true, heard.said),
+                Ordering::Greater => {
+                    self.said.merge(true, heard.said);
+                    // Who has heard it tells of it.
+                    self.news_ms = 0;
+                }
             }
             self.order.raise(heard.sequence);
             self.boot_sure_ms = self.boot_sure_ms.max(sure_ms);
@@ -216,9 +220,13 @@ impl Table {
 
     /// What a device's reports changed here is given up, and nobody knows whether it was written.
     pub fn lose(&mut self, device: u64) {
-        if let Some(entry) = self.devices.get_mut(&device) {
-            entry.said.lose();
-        }
+        self.devices.entry(device).or_default().said.lose();
+    }
+
+    /// Whether [`Table::lose`] was called for a device.
+    #[must_use]
+    pub fn is_lost(&self, device: u64) -> bool {
+        self.devices.get(&device).is_some_and(|entry| entry.said.is_lost())
     }
 
     /// A report was acknowledged; `settled` is the state of the index in which it left nothing to do. Nothing, if a
@@ -285,9 +293,7 @@ impl Table {
     pub fn since(&self, mark_ms: u64, now_ms: u64, into: &mut Vec<Heard>) {
         for (device, entry) in self.devices.iter().filter(|(_, entry)| entry.direct_ms != 0) {
             let heard_ms = Some(entry.direct_ms).filter(|heard_ms| *heard_ms >= mark_ms);
-            // Who has heard a later one tells of it.
-            let news = entry.news_ms >= mark_ms && entry.boot_heard_ms <= entry.direct_ms;
-            entry.tell(*device, heard_ms, news, now_ms, into);
+            entry.tell(*device, heard_ms, entry.news_ms >= mark_ms.max(1), now_ms, into);
         }
     }
 

@@ -40,10 +40,10 @@ use tokio::time::timeout;
 
 /// A report is answered within this time.
 const DEADLINE: Duration = Duration::from_secs(8);
-/// One that another replica passed on, which waits a little longer and then helps itself.
+/// One that another replica passed on, and that may have spent some of its time on the way.
 const FORWARDED_DEADLINE: Duration = Duration::from_secs(3);
 /// The owner is waited for no longer, whatever the link does.
-const FORWARD_DEADLINE: Duration = Duration::from_secs(7);
+const FORWARD_DEADLINE: Duration = Duration::from_millis(7_500);
 /// A live read that is to confirm the cache must not use up the time of the answer.
 const VERIFY_DEADLINE: Duration = Duration::from_millis(1_500);
 /// An object that a live read did not find is not looked for again for this time.
@@ -88,7 +88,7 @@ pub enum Unanswered {
     /// It is heard, but so many reports are under way to it that this one was not sent.
     #[error("it is busy")]
     Busy,
-    /// It is heard, but took too long.
+    /// It was heard meanwhile, but took too long.
     #[error("it did not answer in time")]
     Timeout,
     /// It does not take anything from this replica, or not this.
@@ -364,7 +364,8 @@ impl Intake {
                 return self.later();
             }
         }
-        if unread {
+        // What was not in the queue when this one was compared may have been given up right before.
+        if unread || self.roll.is_lost(case.device) {
             return self.later();
         }
         self.acknowledge(case, settled);
@@ -421,12 +422,15 @@ impl Intake {
         if self.misses.contains_key(key) {
             return Some(false);
         }
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return None;
+        }
         let count = |result: &str| self.metrics.live_reads.with_label_values(&[result]).inc();
         if self.live_reads.lock().take(self.now_ms()).is_err() {
             count("limited");
             return None;
         }
-        let left = deadline.saturating_duration_since(Instant::now());
         let read = timeout(left, self.writer.read_live(Kind::Process, key)).await;
         match read.unwrap_or_else(|_| Err("no answer in time".into())) {
             Ok(true) => {

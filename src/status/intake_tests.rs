@@ -32,6 +32,8 @@ struct Apiserver {
     /// Statuses that were written.
     written: Mutex<Vec<Value>>,
     away: AtomicBool,
+    /// The next patch is written, but nothing is answered any more.
+    falls_silent: AtomicBool,
 }
 
 impl Apiserver {
@@ -64,7 +66,12 @@ impl Apiserver {
         }
         json_patch::merge(&mut object["status"], &patch["status"]);
         self.written.lock().push(patch["status"].clone());
-        (200, self.put(path, object))
+        let object = self.put(path, object);
+        if self.falls_silent.load(Relaxed) {
+            self.away.store(true, Relaxed);
+            return (500, json!({"kind": "Status", "status": "Failure", "code": 500, "message": "away"}));
+        }
+        (200, object)
     }
 
     fn client(self: &Arc<Self>) -> Client {
@@ -450,4 +457,31 @@ async fn what_may_wait_is_read_live_where_the_cache_may_be_old() {
     report["observations"][0]["pid"] = 3.into();
     assert_eq!(stage.owner.report(&stage.device, &report).await, done());
     assert_eq!((stage.apiserver.reads(), stage.apiserver.patches()), (reads, patches));
+}
+
+#[tokio::test]
+async fn what_a_stop_gave_up_is_not_acknowledged_by_the_cache() {
+    let stage = Stage::new();
+    assert_eq!(stage.owner.report(&stage.device, &stage.says(true)).await, done());
+    stage.show_all();
+    assert_eq!(stage.owner.report(&stage.device, &stage.says(true)).await, done());
+    // It is written, and the owner does not get to know.
+    stage.apiserver.falls_silent.store(true, Relaxed);
+    let report = stage.says(false);
+    let given_up = async {
+        while stage.apiserver.patches() < 2 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        stage.stop.cancel();
+    };
+    let (later, ()) = tokio::join!(stage.owner.report(&stage.device, &report), given_up);
+    assert!(matches!(later, Outcome::Later { .. }), "{later:?}");
+    assert_eq!(stage.healthy(), Some(false));
+    // The device takes it back, which is what the owner's cache says all along.
+    for _ in 0..2 {
+        let back = stage.says(true);
+        assert!(!stage.owner.is_settled(&stage.device, &back));
+        let later = stage.owner.report(&stage.device, &back).await;
+        assert!(matches!(later, Outcome::Later { .. }), "{later:?}");
+    }
 }

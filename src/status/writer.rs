@@ -218,11 +218,13 @@ impl Writer {
 
     /// While closing there is no later. Whoever waits for it, or for what came meanwhile, gets no acknowledgement.
     fn give_up(&self, kind: Kind, key: Key) {
-        // First, so that nobody who finds the queue empty believes the cache.
-        if kind == Kind::Process
-            && let Some(process) = self.directory.read(|index| index.process(&key.namespace, &key.name).cloned())
-        {
-            self.roll.lose(&process.device);
+        let device = match kind {
+            Kind::Switch => Some(key.name.clone()),
+            _ => self.directory.read(|index| Some(index.process(&key.namespace, &key.name)?.device.clone())),
+        };
+        // Before it leaves the queue: whoever does not find it there finds this.
+        if let Some(device) = device {
+            self.roll.lose(&device);
         }
         self.queue.lock().give_up(&(kind, key));
     }

@@ -396,7 +396,7 @@ impl Process {
         }
         let (unread, settled, all_rejected) = (*unread, *settled, *all_rejected);
         let Some(case) = self.intake.cases.remove(&number) else { return };
-        if unread {
+        if unread || self.presence.is_lost(&case.device) {
             return self.later(world, &case);
         }
         self.acknowledge(world, &case, settled);

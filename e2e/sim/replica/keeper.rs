@@ -225,7 +225,8 @@ impl Process {
         if !self.is_open() || self.closing {
             return;
         }
-        let outlook = self.presence.outlook(now);
+        let boot = self.boot_ms(world);
+        let outlook = self.presence.outlook(now, boot);
         let mut silent = Vec::new();
         for (name, device) in self.index.devices(0, usize::MAX) {
             let hash = device_hash(name);

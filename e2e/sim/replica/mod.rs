@@ -168,7 +168,8 @@ impl Process {
     /// The state of a device's agent.
     pub fn state(&mut self, world: &World, device: &str) -> AgentState {
         let now = self.now_ms(world);
-        self.presence.state(device, now)
+        let boot = self.boot_ms(world);
+        self.presence.state(device, now, boot)
     }
 
     /// A number that this process has not used yet.

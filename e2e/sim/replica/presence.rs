@@ -68,20 +68,21 @@ impl Presence {
         }
     }
 
-    pub fn outlook(&mut self, now_ms: u64) -> Outlook {
-        if !self.guards.on(Guard::PauseCheck) {
+    pub fn outlook(&mut self, now_ms: u64, boot_ms: u64) -> Outlook {
+        let looks = self.guards.on(Guard::PauseCheck);
+        if !looks {
             self.catch_up(now_ms);
         }
-        self.observer.outlook(now_ms)
+        self.observer.outlook(now_ms, looks.then_some(boot_ms))
     }
 
-    pub fn judge(&mut self, device: &str, now_ms: u64) -> Result<AgentState, Held> {
-        let outlook = self.outlook(now_ms);
+    pub fn judge(&mut self, device: &str, now_ms: u64, boot_ms: u64) -> Result<AgentState, Held> {
+        let outlook = self.outlook(now_ms, boot_ms);
         outlook.judge(self.table.contact(device_hash(device)))
     }
 
-    pub fn state(&mut self, device: &str, now_ms: u64) -> AgentState {
-        self.judge(device, now_ms).unwrap_or(AgentState::Unjudged)
+    pub fn state(&mut self, device: &str, now_ms: u64, boot_ms: u64) -> AgentState {
+        self.judge(device, now_ms, boot_ms).unwrap_or(AgentState::Unjudged)
     }
 
     pub fn merge(&mut self, heard: &[Heard], horizon_ms: u64, now_ms: u64) {
@@ -109,5 +110,9 @@ impl Presence {
 
     pub fn lose(&mut self, device: &str) {
         self.table.lose(device_hash(device));
+    }
+
+    pub fn is_lost(&self, device: &str) -> bool {
+        self.table.is_lost(device_hash(device))
     }
 }

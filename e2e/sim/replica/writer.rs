@@ -359,8 +359,12 @@ impl Process {
         match next {
             Next::Later(at) if !self.writer.hurried => self.writer.queue.retry(&slot, flight.job, now, at),
             Next::Later(_) => {
-                if let Some(process) = self.index.process(&flight.key.namespace, &flight.key.name) {
-                    self.presence.lose(&process.device);
+                let process = self.index.process(&flight.key.namespace, &flight.key.name);
+                if let Some(device) = process.map(|process| &process.device).or(match flight.kind {
+                    Kind::Switch => Some(&flight.key.name),
+                    _ => None,
+                }) {
+                    self.presence.lose(device);
                 }
                 let newer = self.writer.queue.give_up(&slot).unwrap_or_default();
                 let waiting = [flight.job, newer].into_iter().flat_map(|job| job.waiting);
