@@ -28,7 +28,7 @@ async fn scaled_under_load(world: &mut World) {
         assert_eq!(exit.code, Some(0), "{}", world.replicas.get(last).manager.process.log_tail());
         // It leaves the view first of all, and ends when its devices have had time to move on.
         world.replicas.agreed(Duration::from_secs(8)).await;
-        eprintln!("         gone everywhere {:.1} s after SIGTERM", told.elapsed().as_secs_f64());
+        eprintln!("         ended, and out of every view, {:.1} s after SIGTERM", told.elapsed().as_secs_f64());
     }
     world.shared_out().await;
     world.replicas.grow(3).await;
